@@ -6,14 +6,13 @@ While an address has its maximum of delayed answers, other keys from it are not 
 """
 
 import asyncio
-import ipaddress
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 
+from gateway.access.client_places import ClientPlaces, address_group
 from gateway.caches.newest import Newest
 
 log = structlog.get_logger(__name__)
@@ -40,30 +39,25 @@ class FailedAuthentications:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failures: Newest[str, _Failures] = Newest(MAX_ADDRESSES)
-        self._paused: Counter[str] = Counter()
+        self._paused = ClientPlaces(MAX_PAUSED, MAX_PAUSED_OF_ADDRESS)
 
     async def hold_back(self, address: str | None, key_id: str | None) -> bool:
         """Count a failure and wait; false if too many answers wait: then close the connection."""
-        group = _group(address)
+        group = address_group(address)
         count = self.count(address, key_id)
-        if self._paused.total() >= MAX_PAUSED or self._paused[group] >= MAX_PAUSED_OF_ADDRESS:
+        if self._paused.full or self._paused.at_limit(group):
             return False
-        self._paused[group] += 1
-        try:
+        with self._paused.hold(group):
             await asyncio.sleep(pause_s(count))
-        finally:
-            self._paused[group] -= 1
-            if not self._paused[group]:
-                del self._paused[group]
         return True
 
     def at_limit(self, address: str | None) -> bool:
         """Tell whether this address has its maximum of delayed answers."""
-        return self._paused[_group(address)] >= MAX_PAUSED_OF_ADDRESS
+        return self._paused.at_limit(address_group(address))
 
     def count(self, address: str | None, key_id: str | None) -> int:
         """Count a failure, log it, and return the count of its address."""
-        count = self._counted(_group(address))
+        count = self._counted(address_group(address))
         if count & (count - 1) == 0:  # log 1, 2, 4, 8, ..., so that failures can't flood the log
             log.warning("authentication.failed", address=address, key_id=key_id, failures=count)
         return count
@@ -82,14 +76,3 @@ class FailedAuthentications:
 def pause_s(failures: int) -> float:
     """Return for how many seconds the answer is delayed after so many failures."""
     return min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), MOST_PAUSE_S)
-
-
-def _group(address: str | None) -> str:
-    """Return the key to count by: an IPv4 address, or the /64 network of an IPv6 address."""
-    try:
-        parsed = ipaddress.ip_address(address or "")
-    except ValueError:
-        return address or "unknown"
-    if parsed.version == 4:  # noqa: PLR2004
-        return str(parsed)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))

@@ -34,7 +34,7 @@ async def upload_input(
     An input that no request names within a day is removed. So are those of operations that are,
     at the earliest a day after a request named them.
     """
-    view = await gateway.uploads.take(request, tenant=caller.tenant)
+    view = await gateway.uploads.take(request, caller)
     return answer(view, 201, {"Location": f"/v1/inputs/{view.input_id}"})
 
 

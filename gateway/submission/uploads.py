@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 
 from fastapi import Request
 
+from gateway.access.client_places import ClientPlaces, address_group
 from gateway.problems import SlowRequestError
 from gateway.submission.bodies import announced_bytes, body_too_large
+from modelyard.contract.access.scopes import Principal
 from modelyard.contract.answers import InputView
 from modelyard.contract.content.media_types import UNKNOWN_TYPE, media_type_of
 from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
@@ -14,13 +16,15 @@ from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardE
 from modelyard.store.content.files import StoredFile
 from modelyard.store.content.inputs import Inputs
 
-MOST_AT_ONCE = 8
+MOST_AT_ONCE = 32
 """Uploads that one gateway takes at the same time; any further one is asked to come again. Each
 holds up to 255 KiB."""
-STALLED_S = 30.0
-"""Seconds that a client may send nothing."""
-UPLOAD_S = 600.0
-"""Seconds that one upload may take."""
+MOST_OF_CLIENT = 8
+"""Of these, those of one API key, or of one address if the gateway asks for no key."""
+LEAST_BYTES_PER_S = 32 << 10
+"""As fast as an upload has to come on average: 64 MiB take 35 minutes at most."""
+BEHIND_S = 30.0
+"""Seconds that an upload may be behind that: so long may a client pause."""
 
 
 class Uploads:
@@ -29,46 +33,64 @@ class Uploads:
     def __init__(self, inputs: Inputs, *, max_bytes: int = MAX_CONTENT_BYTES) -> None:
         self._inputs = inputs
         self.max_bytes = max_bytes
-        self._taken = 0
+        self.places = ClientPlaces(MOST_AT_ONCE, MOST_OF_CLIENT)
 
-    async def take(self, request: Request, *, tenant: str) -> InputView:
+    async def take(self, request: Request, caller: Principal) -> InputView:
         """Store the body of a request as an input.
 
         Raises `InvalidRequestError` with `body_too_large`, `unsupported_media_type` or
         `invalid_request`, `SlowRequestError`, `StoreUnavailableError`, and `unavailable` if too
-        many others upload now.
+        many are being uploaded now, by all or by this client.
         """
         content_type = _content_type(request)
         if announced_bytes(request) > self.max_bytes:
             raise body_too_large(self.max_bytes)
-        if self._taken >= MOST_AT_ONCE:
-            raise ModelyardError(
-                ErrorCode.UNAVAILABLE, "Too many inputs are being uploaded; try again in a moment."
-            )
-        self._taken += 1
-        try:
-            async with asyncio.timeout(UPLOAD_S):
-                stored = await self._inputs.put(content_type, tenant, self._bounded(request))
-        except TimeoutError as error:
-            raise SlowRequestError("The input did not arrive in time.") from error
-        finally:
-            self._taken -= 1
+        client = caller.key_id or address_group(request.client.host if request.client else None)
+        if self.places.at_limit(client):
+            raise _too_many(f"You are uploading {self.places.of_client} inputs already")
+        if self.places.full:
+            raise _too_many("Too many inputs are being uploaded")
+        with self.places.hold(client):
+            stored = await self._inputs.put(content_type, caller.tenant, self._bounded(request))
         return input_view(stored)
 
     async def _bounded(self, request: Request) -> AsyncIterator[bytes]:
         received = 0
-        parts = aiter(request.stream())
-        while True:
-            async with asyncio.timeout(STALLED_S):
-                part = await anext(parts, None)
-            if part is None:
-                break
+        async for part in _in_time(request.stream()):
             received += len(part)
             if received > self.max_bytes:
                 raise body_too_large(self.max_bytes)
             yield part
         if not received:
             raise InvalidRequestError(ErrorCode.INVALID_REQUEST, "The input is empty.")
+
+
+async def _in_time(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the parts; raise `SlowRequestError` once they come more slowly than they may.
+
+    Only what this waits for the client counts: the store may be slow too.
+    """
+    loop = asyncio.get_running_loop()
+    left_s = BEHIND_S
+    while True:
+        began = loop.time()
+        try:
+            async with asyncio.timeout(left_s):
+                part = await anext(parts, None)
+        except TimeoutError as error:
+            raise SlowRequestError(
+                f"The input came more slowly than {LEAST_BYTES_PER_S >> 10} KiB a second, and was "
+                f"{BEHIND_S:g} s behind that."
+            ) from error
+        if part is None:
+            return
+        waited_s = loop.time() - began
+        left_s = min(BEHIND_S, left_s - waited_s + len(part) / LEAST_BYTES_PER_S)
+        yield part
+
+
+def _too_many(what: str) -> ModelyardError:
+    return ModelyardError(ErrorCode.UNAVAILABLE, f"{what}; try again in a moment.")
 
 
 def input_view(stored: StoredFile) -> InputView:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.submission.uploads import MOST_OF_CLIENT
 from modelyard.client import Modelyard
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
@@ -72,13 +73,29 @@ async def test_what_is_sent_is_bounded_and_has_a_type(shared: ServedGateway) -> 
         assert (untyped.status_code, problem(untyped)["code"]) == (415, "unsupported_media_type")
 
 
-async def test_too_many_uploads_at_once_are_to_come_again(
-    shared: ServedGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.submission.uploads.MOST_AT_ONCE", 0)
-    answer = await shared.client.post("/v1/inputs", content=b"x", headers=PNG)
+async def test_too_many_uploads_at_once_are_to_come_again(shared: ServedGateway) -> None:
+    go_on = asyncio.Event()
+    places = shared.gateway.uploads.places
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x"
+        await go_on.wait()
+
+    async def all_begun() -> bool:
+        return places.held == MOST_OF_CLIENT
+
+    post = shared.client.post
+    uploads = [
+        asyncio.create_task(post("/v1/inputs", content=slow(), headers=PNG))
+        for _ in range(MOST_OF_CLIENT)
+    ]
+    await eventually(all_begun)
+    answer = await post("/v1/inputs", content=b"x", headers=PNG)
     assert (answer.status_code, problem(answer)["code"]) == (503, "unavailable")
     assert "Retry-After" in answer.headers
+    go_on.set()
+    assert [(await one).status_code for one in uploads] == [201] * MOST_OF_CLIENT
+    await uploaded(shared)
 
 
 async def test_a_request_names_one_input_that_is_there(shared: ServedGateway) -> None:

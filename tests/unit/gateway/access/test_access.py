@@ -138,7 +138,7 @@ async def test_failures_are_counted_in_bounded_memory(monkeypatch: pytest.Monkey
     for n in range(MAX_ADDRESSES + 10):
         await failed.hold_back(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", None)
     assert len(failed._failures) == MAX_ADDRESSES
-    assert not failed._paused
+    assert not failed._paused.held
 
 
 async def test_one_ipv6_network_counts_as_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
