@@ -53,7 +53,8 @@ class FirstPass:
         These are not in line: they are recorded already, or others of their jobs go before them.
         Raises `StoreUnavailableError`.
         """
-        await self._store.time()  # what no gateway has accepted is accepted now
+        if any(one.accepted is None for one in new):
+            await self._store.time()  # what no gateway has accepted is accepted now
         new = self._store.operations.accepted_now(new)
         jobs = sorted({one.job_id for one in new if one.job_id and one.rejection is None})
         await self._hold(jobs)

@@ -60,6 +60,18 @@ async def test_an_inference_is_taken_in_and_dispatched_with_one_write(
     assert await parts.memory_is_as_the_record()
 
 
+@pytest.mark.parametrize("accepted", [False, True], ids=["by_nobody", "by_a_gateway"])
+async def test_the_time_is_read_only_for_what_no_gateway_has_accepted(
+    parts: DispatcherParts, *, accepted: bool
+) -> None:
+    one = new_operation()
+    if accepted:
+        one = one.model_copy(update={"accepted": (parts.database.now, 0)})
+    before = parts.link.calls[Call.READ]
+    await parts.first_pass.take([one])
+    assert parts.link.calls[Call.READ] == before + (0 if accepted else 1)
+
+
 def ids(operations: Sequence[NewOperation]) -> list[str]:
     return [one.operation_id for one in operations]
 
