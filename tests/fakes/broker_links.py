@@ -22,6 +22,7 @@ class Call(Enum):
     """It is delivered, and confirmed, once a majority of the broker's members have it."""
     PASSING_MESSAGE = "passing message"
     """Only queues that end with their consumers take it."""
+    ENGINE = "engine"
     OTHER = "other"
 
 

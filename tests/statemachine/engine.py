@@ -235,11 +235,14 @@ class EngineWay:
     slow_s: list[float] = field(default_factory=lambda: [0.0])
     """Seconds that each call takes beside; shared by all ways to one engine."""
     up: bool = True
+    calls: int = 0
+    """How many calls were made."""
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self.engine, name)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
             await self._pause()
             if name in _FINISHED_BY_THE_ENGINE:
                 answer = await asyncio.shield(self.loop.serve(method(*args, **kwargs)))

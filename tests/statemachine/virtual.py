@@ -24,7 +24,7 @@ _BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class VirtualTime(ModuleType):
-    """In the place of the module `time` in the modules of dispatcher and worker."""
+    """In the place of the module `time` in the modules of the product."""
 
     CLOCK_BOOTTIME = time.CLOCK_BOOTTIME
 
@@ -87,5 +87,5 @@ def _product() -> list[ModuleType]:
     return [
         module
         for name, module in sorted(sys.modules.items())
-        if name.partition(".")[0] in {"dispatcher", "worker", "modelyard"}
+        if name.partition(".")[0] in {"dispatcher", "gateway", "worker", "modelyard"}
     ]
