@@ -69,7 +69,7 @@ from tests.support.waiting import eventually
 
 PUBLISHER = "frontend"
 OWNER, THIEF = "h1", "h2"
-VHOSTS = [f"trust-{number}" for number in range(40)]
+VHOSTS = [f"trust-{number}" for number in range(48)]
 """One for each test, and some more."""
 
 
