@@ -166,17 +166,23 @@ class Hosts:
                     "incarnation": heartbeat.incarnation,
                     "liveness": {"$ne": Liveness.LOST},
                 },
-                {
-                    "$set": {
-                        "liveness": Liveness.ONLINE,
-                        "slots": heartbeat.slots,
-                        "labels": heartbeat.labels,
-                        "running": heartbeat.running,
-                        "readings": [one.model_dump() for one in heartbeat.devices],
-                        "memory_used": heartbeat.memory_used,
+                [
+                    {
+                        "$set": {
+                            "liveness": Liveness.ONLINE,
+                            "slots": heartbeat.slots,
+                            "labels": {"$literal": heartbeat.labels},
+                            "running": heartbeat.running,
+                            "readings": {
+                                "$literal": [one.model_dump() for one in heartbeat.devices]
+                            },
+                            "memory_used": heartbeat.memory_used,
+                            "measured_jobs": _IN_MEMORY,
+                            "last_seen": "$$NOW",
+                            "measured_at": "$$NOW",
+                        },
                     },
-                    "$currentDate": {"last_seen": True, "measured_at": True},
-                },
+                ],
             )
             for heartbeat in heartbeats
         ]
@@ -485,6 +491,16 @@ def _untainted(devices: Collection[str]) -> Document:
     return {"readings": {"$not": {"$elemMatch": tainted}}}
 
 
+def _residents(*which: Document) -> Document:
+    """Return those reservations whose models are held in memory and for which conditions hold."""
+    held = {"$and": [{"$gt": ["$$held.resident", None]}, *which]}
+    return {"$filter": {"input": "$reservations", "as": "held", "cond": held}}
+
+
+_IN_MEMORY = {"$map": {"input": _residents(), "as": "held", "in": "$$held.job_id"}}
+"""The jobs whose models are held in memory."""
+
+
 def _noting_freed(which: Document) -> Document:
     """Return the stage that notes what reservations hold on devices, before they give it back.
 
@@ -494,9 +510,12 @@ def _noting_freed(which: Document) -> Document:
         "$gt": ["$$one.at", {"$subtract": ["$measured_at", int(MEASURED_AFTER_S * 1_000)]}],
     }
     kept = {"$filter": {"input": {"$ifNull": ["$freed", []]}, "as": "one", "cond": counted}}
-    held = {"$and": [which, {"$gt": ["$$held.resident", None]}]}
-    leaving = {"$filter": {"input": "$reservations", "as": "held", "cond": held}}
-    freed = {"devices": "$$held.resident.devices", "at": "$$NOW"}
+    leaving = _residents(which)
+    freed = {
+        "devices": "$$held.resident.devices",
+        "at": "$$NOW",
+        "counted": {"$in": ["$$held.job_id", {"$ifNull": ["$measured_jobs", []]}]},
+    }
     added = {"$map": {"input": leaving, "as": "held", "in": freed}}
     return {"$set": {"freed": {"$concatArrays": [kept, added]}}}
 

@@ -479,6 +479,8 @@ class FreedDevices(Record):
     """Bytes by uuid."""
     at: datetime
     """By the database's clock."""
+    counted: bool
+    """False if the job held nothing yet when the last measurement came."""
 
 
 class DrainRecord(Record):
@@ -516,6 +518,8 @@ class HostRecord(Record):
     """Bytes of its memory in use by anyone at the last heartbeat."""
     measured_at: datetime | None = None
     """When it came, by the database's clock."""
+    measured_jobs: tuple[str, ...] = ()
+    """Jobs whose models were held in memory then."""
     freed: tuple[FreedDevices, ...] = ()
     """What was given back so lately that the last measurement may still count it."""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -570,10 +574,11 @@ class HostRecord(Record):
         return used
 
     def _may_count(self, freed: FreedDevices) -> bool:
-        """Tell whether the last measurement may be from before this was given back."""
+        """Tell whether the last measurement may be from while this was held."""
         if self.measured_at is None:
             return True
-        return (self.measured_at - freed.at).total_seconds() <= MEASURED_AFTER_S
+        before_s = (self.measured_at - freed.at).total_seconds()
+        return before_s <= MEASURED_AFTER_S if before_s >= 0 else freed.counted
 
     @cached_property
     def foreign_on_devices(self) -> Counter[str]:

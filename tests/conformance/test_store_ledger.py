@@ -304,6 +304,28 @@ async def test_what_was_given_back_is_not_counted_as_that_of_somebody_else(store
     assert there.model_copy(update={"measured_at": later}).room.devices[A].free == 10
 
 
+async def test_what_was_held_and_given_back_since_was_not_measured(store: Store) -> None:
+    host = await online(store)
+    assert await store.hosts.reserve(host, [asks("j", a=10)], token="t")
+    reading = DeviceReading(uuid=A, memory_used=70)
+    await store.hosts.beat([Heartbeat(host_id="h", incarnation="boot", devices=(reading,))])
+    assert (await now(store)).measured_jobs == ("j",)
+    for turn in range(3):
+        assert await store.hosts.reserve(host, [asks(f"later-{turn}", a=10)], token="t")
+        await store.hosts.release({"h": [(f"later-{turn}", 1)]})
+    assert (await now(store)).room.devices[A].free == 10
+    await store.hosts.release({"h": [("j", 1)]})
+    assert (await now(store)).room.devices[A].free == 20
+
+
+async def test_labels_of_a_heartbeat_are_taken_as_they_are(store: Store) -> None:
+    await online(store)
+    beat = Heartbeat(host_id="h", incarnation="boot", labels={"zone": "$slots", "a": "b"})
+    assert await store.hosts.beat([beat])
+    assert await store.hosts.beat([beat.model_copy(update={"labels": {"zone": "$$NOW"}})])
+    assert (await now(store)).labels == {"zone": "$$NOW"}
+
+
 async def test_what_measurements_count_no_more_is_forgotten(store: Store) -> None:
     host = await online(store)
     for turn in range(4):
