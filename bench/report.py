@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from deploy.local.layout import ROOT
@@ -85,7 +86,7 @@ def print_table(console: Console, title: str, rows: Sequence[Row], checkout: Che
     table.caption, table.caption_justify = checkout.sentence, "left"
     for row in rows:
         met = "" if row.met is None else "[green]yes[/green]" if row.met else "[red]no[/red]"
-        table.add_row(row.name, row.goal, row.reached, met)
+        table.add_row(*map(escape, (row.name, row.goal, row.reached)), met)
     console.print(table)
 
 

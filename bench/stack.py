@@ -7,9 +7,9 @@ the other local stacks.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self
 
+from bench.profiling.profiler import sampling
 from deploy.local import engine_api
 from deploy.local.caller_settings import CallerSettings
 from deploy.local.images import FAST, ensure_images
@@ -84,12 +84,8 @@ class BenchStack(LocalStack):
 
     def sampling(self, load: str) -> AbstractAsyncContextManager[None]:
         """Sample gateway, dispatcher and worker inside of the block, if there is a profiler."""
-        if self.profiler is None:
-            return nullcontext()
         services = (self.services.gateway, self.services.dispatcher, self.services.worker)
-        daemons = [one.daemon for one in services]
-        running = {one.name: process for one in daemons if (process := one.process)}
-        return self.profiler.sampling(load, running)
+        return sampling(self.profiler, load, services)
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the servers that this stack has started."""

@@ -73,7 +73,7 @@ class DispatcherSettings(StoreSettings):
         ge=0,
         le=86_400,
         description="Seconds before an orphan (a container that is not in the record) is removed. "
-        "The count starts again whenever a dispatcher starts.",
+        "The count starts again whenever another dispatcher leads.",
     )
     dispatcher_orphan_dry_run: Annotated[bool, Expects("true or false")] = Field(
         default=False,

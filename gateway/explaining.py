@@ -154,7 +154,7 @@ async def _facts(store: Store, place: _Place, now: datetime, *, asked: bool = Fa
     """Return what is known of an operation; of more than `MOST_HOSTS` only the first ones.
 
     To read many hosts and to plan for them would keep the gateway from all else for seconds.
-    `asked` says that it is that of a request which is not made.
+    `asked`: this is a dry run.
     """
     operation, line = place.operation, place.line
     # A model that is loaded on demand takes capacity too.

@@ -188,9 +188,13 @@ RESULT_ANSWERS: Responses = {
 }
 UPLOAD_ANSWERS: Responses = {
     413: _problem("`body_too_large`."),
-    408: _problem("The input did not arrive in time."),
+    408: _problem("`invalid_request`: the input was 30 s behind 32 KiB a second."),
     415: _problem("`unsupported_media_type`: without one media type, or with a content encoding."),
     422: _problem("`invalid_request`: the input is empty."),
+    503: _problem(
+        "`unavailable`, with `Retry-After`; also while this client or the gateway has as many "
+        "uploads as it may."
+    ),
 }
 UPLOAD_BODY: Document = {
     "requestBody": {

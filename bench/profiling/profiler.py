@@ -6,7 +6,7 @@ import asyncio
 import re
 import shutil
 import signal
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from bench.peer_processes import PYTHON
@@ -15,10 +15,12 @@ from deploy.local.errors import StackError
 from deploy.local.layout import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from deploy.local.processes import ProcessId
+    from deploy.local.services import Service
 
 PROGRAM = PYTHON.with_name("py-spy")
 PER_S = 100
@@ -60,13 +62,12 @@ class Profiler:
     async def sampling(self, load: str, processes: Mapping[str, ProcessId]) -> AsyncIterator[None]:
         """Sample these processes inside of the block; samples of the same load are added up.
 
-        The tables are written at its end, unless it raises. A process that is paused is left out,
-        and one to which py-spy can't attach is told of; neither ends the benchmark.
+        The tables are written at its end, unless it raises. A process to which py-spy can't attach
+        is told of, and does not end the benchmark.
         """
         async with AsyncExitStack() as exits:
             for name, process in processes.items():
-                if not process.stopped:
-                    await exits.enter_async_context(self._sampling_one(load, name, process.pid))
+                await exits.enter_async_context(self._sampling_one(load, name, process.pid))
             yield
 
     @asynccontextmanager
@@ -95,6 +96,18 @@ class Profiler:
             self._stacks[title] = found
             path = self.folder / f"{_file_name(title)}.txt"
             path.write_text(table(title, found))
+
+
+def sampling(
+    profiler: Profiler | None, load: str, services: Iterable[Service]
+) -> AbstractAsyncContextManager[None]:
+    """Sample those of the services that run inside of the block, if there is a profiler."""
+    if profiler is None:
+        return nullcontext()
+    daemons = [one.daemon for one in services]
+    return profiler.sampling(
+        load, {one.name: process for one in daemons if (process := one.process)}
+    )
 
 
 async def _failure_to_begin(spy: asyncio.subprocess.Process) -> str:

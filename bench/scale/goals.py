@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.report import Row
+from bench.scale.measure import PACE_PER_S
 from bench.scale.stack import ACTIVE
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ def rows_at_same_rate(paced: Mapping[int, Paced]) -> list[Row]:
     """Show what an operation costs on each fleet at the same rate."""
     return [
         Row(
-            f"{hosts:,} hosts at {one.submitted_per_s:.0f}/s",
+            f"{hosts:,} hosts at {PACE_PER_S:.0f}/s",
             f"{one.cpu_ms[ACTIVE]:.2f} ms of dispatcher CPU an operation, "
-            f"{one.cpu_ms_less_idle[ACTIVE]:.2f} without the idle cost; {one.per_s:.0f}/s ended",
+            f"{one.cpu_ms_less_idle[ACTIVE]:.2f} without the idle cost; "
+            f"{one.submitted_per_s:.0f}/s sent, {one.per_s:.0f}/s ended",
         )
         for hosts, one in paced.items()
     ]
@@ -120,25 +122,28 @@ def rows_of_takeovers(waiting: int, jobs: int, takeovers: Sequence[Takeover]) ->
 
 
 def _at_most(name: str, by_size: Mapping[int, T], cost: Callable[[T], float], most: float) -> Row:
-    size, times = _worst(by_size, cost)
-    return Row(name, f"{times:.2f}x at {size:,}", goal=f"<= {most:.1f}x", met=times <= most)
+    reached, times = _worst(by_size, cost)
+    return Row(name, reached, goal=f"<= {most:.1f}x", met=times <= most)
 
 
 def _beside(name: str, by_size: Mapping[int, T], cost: Callable[[T], float]) -> Row:
-    size, times = _worst(by_size, cost)
-    return Row(name, f"{times:.2f}x at {size:,}")
+    reached, _ = _worst(by_size, cost)
+    return Row(name, reached)
 
 
-def _worst(by_size: Mapping[int, T], cost: Callable[[T], float]) -> tuple[int, float]:
-    """Return the size with the greatest cost but the smallest one, and by how much it is greater.
+def _worst(by_size: Mapping[int, T], cost: Callable[[T], float]) -> tuple[str, float]:
+    """Say which size but the smallest costs most, and return how many times the smallest's cost.
 
-    There are two sizes or more.
+    There are two sizes or more. Where the smallest costs nothing, they can't be compared.
     """
     smallest = min(by_size)
     costs = {size: cost(one) for size, one in by_size.items() if size != smallest}
     size = max(costs, key=costs.__getitem__)
     base = cost(by_size[smallest])
-    return size, costs[size] / base if base > 0 else math.inf
+    if base <= 0:
+        return "not comparable", math.inf
+    times = costs[size] / base
+    return f"{times:.2f}x at {size:,}", times
 
 
 def _range(sizes: Mapping[int, object]) -> str:

@@ -16,9 +16,10 @@ from modelyard.contract.message_types import SUBMISSION_TYPE
 from modelyard.contract.messages import JobRequest, Submission, SubmittedRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS, SUBMIT_KEY
+from modelyard.process.tasks import together
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from modelyard.broker import Broker, Subscription
 
@@ -28,6 +29,8 @@ IN_FLIGHT = 1_000
 """Operations that `Load.keep_busy` keeps between their submission and their end."""
 BATCH = 250
 """Operations in one of its messages."""
+AT_ONCE = 64
+"""Messages of `Load.keep_rate` that wait for RabbitMQ's confirm at the same time, at most."""
 
 
 class NotEndedError(Exception):
@@ -36,10 +39,12 @@ class NotEndedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Operations that ended in some seconds under a constant number in flight."""
+    """Operations that ended in some seconds, and those that were submitted meanwhile."""
 
     operations: int
     seconds: float
+    submitted: int
+    """Operations that RabbitMQ has confirmed in these seconds."""
 
     @property
     def per_s(self) -> float:
@@ -67,6 +72,8 @@ class Load:
         self._open: dict[str, float] = {}
         """When each was submitted, by `time.monotonic`."""
         self._changed = asyncio.Event()
+        self.submitted = 0
+        """Operations that RabbitMQ has confirmed."""
         self.ended = 0
         self.ends: Counter[OperationState] = Counter()
 
@@ -90,6 +97,7 @@ class Load:
         self._open.update(dict.fromkeys(ids, time.monotonic()))
         body = Submission(requests=submitted).model_dump_json(exclude_defaults=True).encode()
         await self._broker.publish(JOBS, SUBMIT_KEY, body, message_type=SUBMISSION_TYPE)
+        self.submitted += len(ids)
         return ids
 
     def forget(self, operation_ids: Sequence[str]) -> None:
@@ -138,29 +146,35 @@ class Load:
     async def keep_rate(self, jobs: Sequence[str], per_s: float) -> AsyncIterator[None]:
         """Submit so many inferences a second on these jobs inside of the block.
 
-        Each is a message of its own, and comes the same time after the one before, whether that has
-        ended or not; what is late is sent at once.
+        Each is a message of its own, and comes the same time after the one before, whether that is
+        confirmed or not; what is late is sent at once. At the end all that were sent are confirmed;
+        an error of the load is raised then.
         """
-        async with _running(self._feed_at(jobs, per_s)):
+        turns = enumerate(itertools.cycle(jobs))
+        began, over = time.monotonic(), asyncio.Event()
+
+        async def send() -> None:
+            for number, job_id in turns:
+                await asyncio.sleep(max(0.0, began + number / per_s - time.monotonic()))
+                if over.is_set():
+                    return
+                await self.submit([infer(job_id)])
+
+        async with _running(together(*(send() for _ in range(AT_ONCE))), stop=over.set):
             yield
 
     async def measured(self, seconds: float) -> Throughput:
-        """Count the operations that end in the next seconds."""
-        before, began = self.ended, time.monotonic()
+        """Count the operations that end, and that are submitted, in the next seconds."""
+        ended, submitted, began = self.ended, self.submitted, time.monotonic()
         await asyncio.sleep(seconds)
-        return Throughput(self.ended - before, time.monotonic() - began)
+        took = time.monotonic() - began
+        return Throughput(self.ended - ended, took, self.submitted - submitted)
 
     async def _feed(self, jobs: Sequence[str]) -> None:
         endless = itertools.cycle(jobs)
         while True:
             await self._until_open_are_at_most(IN_FLIGHT - BATCH, float("inf"))
             await self.submit([infer(job_id) for job_id in itertools.islice(endless, BATCH)])
-
-    async def _feed_at(self, jobs: Sequence[str], per_s: float) -> None:
-        began = time.monotonic()
-        for number, job_id in enumerate(itertools.cycle(jobs)):
-            await asyncio.sleep(max(0.0, began + number / per_s - time.monotonic()))
-            await self.submit([infer(job_id)])
 
     async def _until_open_are_at_most(self, count: int, ends_at: float) -> None:
         while len(self._open) > count:
@@ -174,13 +188,18 @@ class Load:
 
 
 @asynccontextmanager
-async def _running(feeding: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run this inside of the block; its error is raised at the end."""
+async def _running(
+    feeding: Coroutine[Any, Any, object], stop: Callable[[], object] | None = None
+) -> AsyncIterator[None]:
+    """Run this inside of the block; its error is raised at the end.
+
+    `stop` has it end; without that it is cancelled.
+    """
     task = asyncio.create_task(feeding)
     try:
         yield
     finally:
-        task.cancel()
+        (stop or task.cancel)()
         await asyncio.wait((task,))
         if not task.cancelled() and (error := task.exception()):
             raise error

@@ -29,7 +29,7 @@ PACE_PER_S = 150.0
 On two processors 2,000 simulated hosts reach 229.
 """
 _OFF_AT_MOST = 0.05
-"""By what share of the rate fewer operations may end, or more: those that were late before."""
+"""By what share of the rate fewer operations may be sent or end, or more: what was late before."""
 _MIB = 1 << 20
 
 
@@ -69,6 +69,7 @@ class Paced:
     """What one dispatcher did while operations came at a constant rate, each by itself."""
 
     submitted_per_s: float
+    """Operations that were sent in a second, which should be `PACE_PER_S`."""
     per_s: float
     """Operations that ended in a second."""
     cpu_ms: dict[str, float]
@@ -78,8 +79,11 @@ class Paced:
 
     @property
     def at_rate(self) -> bool:
-        """Whether about as many operations ended as were submitted."""
-        return abs(self.per_s - self.submitted_per_s) <= _OFF_AT_MOST * self.submitted_per_s
+        """Whether about `PACE_PER_S` operations were sent in a second, and as many ended."""
+        return all(
+            abs(per_s - PACE_PER_S) <= _OFF_AT_MOST * PACE_PER_S
+            for per_s in (self.submitted_per_s, self.per_s)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ def paced(done: Throughput, used: Mapping[str, float], idle_cpu: Mapping[str, fl
         return round(1_000 * cpu_s / done.operations, 3)
 
     return Paced(
-        submitted_per_s=PACE_PER_S,
+        submitted_per_s=round(done.submitted / done.seconds, 1),
         per_s=round(done.per_s, 1),
         cpu_ms={name: each_ms(cpu_s) for name, cpu_s in used.items()},
         cpu_ms_less_idle={

@@ -126,7 +126,7 @@ class ScaleBench:
             found = await measure_paced(site, self._jobs, self._windows, idle_cpu)
             self.findings.paced[hosts] = found
             step.result = (
-                f"{hosts:,} hosts, {found.per_s:.0f} of {found.submitted_per_s:.0f}/s: "
+                f"{hosts:,} hosts, {found.submitted_per_s:.0f}/s sent, {found.per_s:.0f}/s ended: "
                 f"{found.cpu_ms[ACTIVE]:.2f} ms of dispatcher CPU each"
             )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+from bench.profiling.profiler import sampling
 from deploy.local import signals
 from deploy.local.layout import ROOT, Layout
 from deploy.local.locks import exclusive
@@ -87,11 +88,7 @@ class ScaleStack:
 
     def sampling(self, load: str) -> AbstractAsyncContextManager[None]:
         """Sample the dispatchers inside of the block, if there is a profiler."""
-        if self._profiler is None:
-            return nullcontext()
-        dispatchers = self.dispatchers.items()
-        running = {name: process for name, one in dispatchers if (process := one.daemon.process)}
-        return self._profiler.sampling(load, running)
+        return sampling(self._profiler, load, self.dispatchers.values())
 
     def __enter__(self) -> Self:
         with ExitStack() as exits:

@@ -1,4 +1,4 @@
-"""Places that clients hold for a while: so many in all, and of these one client has a part."""
+"""Limits how many uploads or delayed answers there are at once, in all and for one client."""
 
 import ipaddress
 from collections import Counter

@@ -31,8 +31,8 @@ async def upload_input(
 ) -> Response:
     """Store the body as it is, for requests that name it as `input_id`.
 
-    An input that no request names within a day is removed. So are those of operations that are,
-    at the earliest a day after a request named them.
+    An input that no request names within a day is removed. An input that was named is removed after
+    the last operation that names it, but not within a day after a request named it.
     """
     view = await gateway.uploads.take(request, caller)
     return answer(view, 201, {"Location": f"/v1/inputs/{view.input_id}"})

@@ -236,9 +236,10 @@ async def delete_operation(
     gateway: GatewayDependencies,
     caller: Annotated[Principal, needs(Scope.JOBS_SUBMIT)],
 ) -> Response:
-    """Delete an operation with its input, its result and its events; its job stays.
+    """Delete an operation with its result, its events and its input; its job stays.
 
-    Its idempotency key can't be used again as long as operations are kept.
+    An uploaded input is removed at the earliest a day after a request named it. The operation's
+    idempotency key can't be used again as long as operations are kept.
     """
     done = await gateway.reading.ask(lambda: gateway.store.deletions.operation(operation_id))
     deleted(done, f"operation {operation_id}")

@@ -22,9 +22,9 @@ holds up to 255 KiB."""
 MOST_OF_CLIENT = 8
 """Of these, those of one API key, or of one address if the gateway asks for no key."""
 LEAST_BYTES_PER_S = 32 << 10
-"""As fast as an upload has to come on average: 64 MiB take 35 minutes at most."""
+"""The least average rate of an upload: 64 MiB take 35 minutes at most."""
 BEHIND_S = 30.0
-"""Seconds that an upload may be behind that: so long may a client pause."""
+"""How far an upload may fall behind that rate; also the longest pause."""
 
 
 class Uploads:

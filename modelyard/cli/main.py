@@ -35,6 +35,9 @@ from modelyard.contract.strict_json import JsonValue
 _SERVER_FAULT = 500
 """HTTP statuses from here on are faults of the service."""
 
+_TOO_SLOW = 408
+"""The HTTP status of a request that came too slowly: nothing is wrong with how it was made."""
+
 _URL_ADVICE = "The URL is that of --url or MODELYARD_URL."
 _ADVICE: dict[str, str] = {
     ErrorCode.UNAUTHENTICATED: f"Set {VARIABLE} to a valid key of this gateway. An administrator "
@@ -95,8 +98,9 @@ class DeleteGroup(TyperGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that is meant; raises `UsageError`."""
-        if (command := _DELETED_ELSEWHERE.get(args[0])) is not None:
-            name = args[1] if len(args) > 1 else "NAME"
+        # Completion parses resiliently, and what it says would be in the line that is typed.
+        if not ctx.resilient_parsing and (command := _DELETED_ELSEWHERE.get(args[0])):
+            name = args[1] if len(args) > 1 and not args[1].startswith("-") else "NAME"
             ctx.fail(f"Use `modelyard {command} {name}`.")
         return super().resolve_command(ctx, args)
 
@@ -263,7 +267,8 @@ def _ending(error: Exception) -> tuple[int, str, dict[str, JsonValue]]:
 
 
 def _exit_code(error: ApiError) -> int:
-    return USAGE if error.code in (ErrorCode.INVALID_REQUEST, ErrorCode.INVALID_JSON) else FAILED
+    invalid = error.code in (ErrorCode.INVALID_REQUEST, ErrorCode.INVALID_JSON)
+    return USAGE if invalid and error.status != _TOO_SLOW else FAILED
 
 
 def _globals_first(args: list[str]) -> tuple[list[str], list[str]]:

@@ -58,7 +58,10 @@ def cancel(ctx: Context, operation: OperationOrJob, *, wait: Wait = False) -> No
 
 
 def delete(ctx: Context, operation: Annotated[str, typer.Argument(help="The operation.")]) -> None:
-    """Delete an operation that has ended, with its input, its result and its events."""
+    """Delete an operation that has ended, with its result, its events and its input.
+
+    An uploaded input is removed at the earliest a day after a request named it.
+    """
     session_of(ctx).yard.delete_operation(operation)
 
 

@@ -43,7 +43,7 @@ def print_definitions(
     ] = None,
     subscriber: Annotated[
         list[str] | None,
-        typer.Option(help="A user that listens to events, with queues named USER.*"),
+        typer.Option(help="A user that listens to events, with queues named USER.WORD."),
     ] = None,
     vhost: Annotated[str, typer.Option(help="The virtual host.")] = "/",
     passwords: Annotated[

@@ -159,7 +159,8 @@ class DryRunOutcome(StrEnum):
     SUCCEEDS = "succeeds"
     """It would succeed as it is: what it asks for holds already."""
     STARTS = "starts"
-    """It would be sent to `host_id` at once; null: to one of more hosts than were looked at."""
+    """It would be sent to `host_id` at once; null: the fleet has more than 100 hosts, and the
+    dispatcher chooses."""
     LOADS_FIRST = "loads_first"
     """Its job's model would be loaded on `host_id` first, on demand."""
     WAITS = "waits"

@@ -205,7 +205,7 @@ def _acts() -> dict[str, Act]:
         acts[f"declare billing.detour that ends in {ours}"] = lambda channel, to=ours: (  # type: ignore[misc]
             channel.declare_exchange("billing.detour", arguments={"alternate-exchange": to})
         )
-    for name in ("billing.ends", "mine"):
+    for name in ("billing.ends", "billing.eu.ends", "mine"):
         acts[f"declare {name}"] = lambda channel, name=name: (  # type: ignore[misc]
             channel.declare_queue(name, auto_delete=True)
         )

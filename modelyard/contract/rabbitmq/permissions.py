@@ -81,8 +81,11 @@ def publisher(user: str) -> Permissions:
 
 
 def subscriber(user: str) -> Permissions:
-    """Return the permissions of a service that listens to events with queues named `USER.*`."""
-    own = f"{re.escape(user)}\\..*"
+    """Return the permissions of a service that listens to events with queues named `USER.WORD`.
+
+    The word has no dot: `shop.eu.all` is a queue of the user `shop.eu`, and not of `shop`.
+    """
+    own = f"{re.escape(user)}\\.[^.]+"
     return Permissions(
         user,
         configure=_names(expressions=(own,)),

@@ -38,6 +38,16 @@ def test_the_table_shows_what_was_reached_beside_the_goal() -> None:
     assert console.file.getvalue().rstrip().endswith(CHECKOUT.sentence)
 
 
+def test_what_looks_like_markup_is_printed_as_it_is() -> None:
+    console = Console(file=io.StringIO(), width=100)
+
+    print_table(console, "Speed", [Row("[a]", "not measured: [/foo] [red]", goal="[b]")], CHECKOUT)
+
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert all(one in text for one in ("[a]", "[b]", "not measured: [/foo] [red]"))
+
+
 def test_the_commit_and_the_date_of_the_beginning_are_in_words_and_in_the_file() -> None:
     changed = Checkout("0123456789abcdef", changed=True, at=AT)
 

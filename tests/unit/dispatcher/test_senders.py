@@ -1,6 +1,7 @@
 """Who may say what, by the verified user alone."""
 
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -133,4 +134,13 @@ def test_a_name_with_signs_of_an_expression_gives_no_right_to_others() -> None:
     made = permissions.subscriber("a.c")
     document = definitions("/", [made], {"a.c": "x"}, host_ids=[])
     rights = json.loads(json.dumps(document))["permissions"][0]
-    assert rights["configure"] == r"^(a\.c\..*)$"
+    assert rights["configure"] == r"^(a\.c\.[^.]+)$"
+
+
+def test_a_subscriber_has_no_right_to_a_queue_of_one_whose_name_begins_with_its_own() -> None:
+    """A queue belongs to the user whose name is all before its last dot, as in `reply_to`."""
+    shop = permissions.subscriber("shop")
+    for expression in (shop.configure, shop.write, shop.read):
+        assert re.search(expression, "shop.answers")
+        assert not re.search(expression, "shop.eu.answers")
+        assert not re.search(expression, "shop.")

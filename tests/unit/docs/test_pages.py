@@ -80,9 +80,11 @@ def test_every_setting_is_on_a_page(kind: type[ProcessSettings]) -> None:
 
 
 def test_the_defaults_of_a_model_are_those_of_the_code() -> None:
-    table = MODELS.partition("What an entry need not say")[2].partition("`resources` are in")[0]
-    rows = re.findall(r"^\| `(\w+)` \| `?([^`|]+?)`? \|", table, re.MULTILINE)
-    assert len(rows) == 10
+    part = MODELS.partition("Fields that may be left out")[2].partition("## Profiles")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `?([^`|]+?)`? \|", part, re.MULTILINE)
+    assert len(rows) == 7
+    rows += re.findall(r"\*\*`(\w+)`\*\* \(`?(\w+)`?\)", part)
+    assert {name for name, _ in rows[7:]} == {"restart", "max_restarts", "stop_grace_s"}
     for field, told in rows:
         default = ModelSpec.model_fields[field].default
         assert told == (f"{default:g}" if isinstance(default, float) else str(default).lower())

@@ -18,6 +18,7 @@ from gateway.service import Gateway
 from gateway.settings import GatewaySettings
 from gateway.submission.bodies import preferred_wait
 from gateway.submission.catalog_cache import MAX_NAMES, REMEMBERED_S, NameCache
+from gateway.submission.uploads import BEHIND_S, LEAST_BYTES_PER_S
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode
 from modelyard.store import Store
@@ -140,6 +141,16 @@ async def test_every_body_is_described_with_an_example(app: FastAPI) -> None:
     cancel = document["paths"]["/v1/operations/{operation_id}/cancel"]["post"]
     assert {one["name"] for one in cancel["parameters"]} == {"operation_id", "wait"}
     assert set(cancel["responses"]) == expected
+
+
+async def test_an_upload_says_how_slow_it_may_be_and_when_it_is_asked_to_come_again(
+    app: FastAPI,
+) -> None:
+    document = (await get(app, "/openapi.json")).json()
+    responses = document["paths"]["/v1/inputs"]["post"]["responses"]
+    slow = f"{BEHIND_S:g} s behind {LEAST_BYTES_PER_S >> 10} KiB a second"
+    assert slow in responses["408"]["description"]
+    assert "as many uploads" in responses["503"]["description"]
 
 
 def test_every_code_that_is_answered_over_http_has_a_status() -> None:

@@ -3,12 +3,16 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from bench.profiling.profiler import Profiler
+from bench.profiling.profiler import Profiler, sampling
 from deploy.local.errors import StackError
 from deploy.local.processes import ProcessId
+
+if TYPE_CHECKING:
+    from deploy.local.services import Service
 
 SAMPLING = """\
 import pathlib, signal, sys
@@ -29,6 +33,13 @@ def own() -> ProcessId:
     process = ProcessId.of(os.getpid())
     assert process
     return process
+
+
+class Named:
+    """A service with its daemon in one, whose process runs or does not."""
+
+    def __init__(self, name: str, process: ProcessId | None) -> None:
+        self.daemon, self.name, self.process = self, name, process
 
 
 class Spied:
@@ -85,14 +96,16 @@ async def test_an_error_of_the_load_stops_the_sampling_and_leaves_no_table(tmp_p
     assert not [one for one in spied.files if one.endswith(".txt")]
 
 
-async def test_a_process_that_is_paused_or_gone_is_left_out(tmp_path: Path) -> None:
-    spied = Spied(tmp_path, UNABLE)
-    gone = ProcessId(2**22 + 1, 1, "boot")  # above the greatest number of a process
+async def test_services_that_run_are_sampled_by_their_names(tmp_path: Path) -> None:
+    spied = Spied(tmp_path, SAMPLING)
+    running, stopped = Named("gateway", own()), Named("worker", None)
 
-    async with spied.profiler.sampling("accepted", {"dispatcher": gone}):
+    async with sampling(spied.profiler, "batches", cast("list[Service]", [running, stopped])):
+        pass
+    async with sampling(None, "singles", cast("list[Service]", [running])):
         pass
 
-    assert spied.said == []
+    assert spied.files == ["gateway-batches.txt"]
 
 
 def test_without_the_program_nothing_begins(tmp_path: Path) -> None:

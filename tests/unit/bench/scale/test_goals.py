@@ -24,8 +24,10 @@ def goals_in(rows: list[Row]) -> dict[str, tuple[str, bool | None]]:
     return {row.name: (row.reached, row.met) for row in rows if row.goal}
 
 
-def at_same_rate(*, cpu_ms: float, less_idle: float = 1.0, per_s: float = 150.0) -> Paced:
-    return Paced(150.0, per_s, {ACTIVE: cpu_ms}, {ACTIVE: less_idle})
+def at_same_rate(
+    *, cpu_ms: float, less_idle: float = 1.0, per_s: float = 150.0, sent: float = 150.0
+) -> Paced:
+    return Paced(sent, per_s, {ACTIVE: cpu_ms}, {ACTIVE: less_idle})
 
 
 def test_the_goal_is_held_against_all_that_an_operation_costs_at_the_same_rate() -> None:
@@ -53,7 +55,28 @@ def test_a_fleet_that_is_not_at_the_rate_does_not_meet_the_goal() -> None:
     [held, _] = rows_of_costs(paced, {})
 
     assert (held.reached, held.met) == ("1.00x at 2,000; not at this rate: 2,000", False)
-    assert rows_at_same_rate(paced)[1].reached.endswith("120/s ended")
+    assert rows_at_same_rate(paced)[1].reached.endswith("150/s sent, 120/s ended")
+
+
+def test_a_smallest_fleet_that_costs_nothing_is_not_comparable() -> None:
+    paced = {
+        10: at_same_rate(cpu_ms=2.0, less_idle=-0.1),
+        200: at_same_rate(cpu_ms=2.0, less_idle=0.5),
+    }
+
+    [_, without_idle] = rows_of_costs(paced, {})
+
+    assert without_idle.reached == "not comparable"
+
+
+def test_the_load_that_could_not_send_at_the_rate_is_named_with_what_it_sent() -> None:
+    paced = {10: at_same_rate(cpu_ms=2.0), 200: at_same_rate(cpu_ms=2.0, sent=110.0, per_s=110.0)}
+
+    [held, _] = rows_of_costs(paced, {})
+
+    assert held.reached.endswith("not at this rate: 200")
+    assert rows_at_same_rate(paced)[1].name == "200 hosts at 150/s"
+    assert rows_at_same_rate(paced)[1].reached.endswith("110/s sent, 110/s ended")
 
 
 def test_one_fleet_alone_reaches_no_goal() -> None:

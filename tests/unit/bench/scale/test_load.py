@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from bench.scale.load import Load
+from bench.scale.load import AT_ONCE, Load
 
 if TYPE_CHECKING:
     from modelyard.broker import Broker, Subscription
@@ -16,13 +16,18 @@ WANTED = 20
 
 
 class NotingBroker:
-    """Notes the jobs of each message and when it came; fails after so many messages."""
+    """Notes the jobs of each message and when it came; fails after so many messages.
 
-    def __init__(self, most: int = 1_000_000) -> None:
+    It confirms none of them before it has `confirmed_at`.
+    """
+
+    def __init__(self, most: int = 1_000_000, *, confirmed_at: int = 0) -> None:
         self.jobs: list[list[str]] = []
         self.at: list[float] = []
         self.enough = asyncio.Event()
+        self.confirming = asyncio.Event()
         self._most = most
+        self._confirmed_at = confirmed_at
 
     async def publish(self, _exchange: Any, _key: str, body: bytes, *, message_type: str) -> None:
         assert message_type
@@ -34,6 +39,9 @@ class NotingBroker:
         self.at.append(asyncio.get_running_loop().time())
         if len(self.jobs) == WANTED:
             self.enough.set()
+        if len(self.jobs) >= self._confirmed_at:
+            self.confirming.set()
+        await self.confirming.wait()
 
 
 def load_on(broker: NotingBroker) -> Load:
@@ -56,3 +64,25 @@ async def test_an_error_of_the_load_is_raised_at_the_end() -> None:
     with pytest.raises(ConnectionError):
         async with load_on(broker).keep_rate(["a"], PER_S):
             await broker.enough.wait()
+
+
+async def test_no_operation_waits_for_the_confirm_of_the_one_before() -> None:
+    broker = NotingBroker(confirmed_at=WANTED)
+
+    async with asyncio.timeout(10), load_on(broker).keep_rate(["a"], PER_S):
+        await broker.enough.wait()
+
+    assert len(broker.jobs) >= WANTED
+
+
+async def test_only_so_many_wait_for_their_confirm_and_all_have_it_at_the_end() -> None:
+    broker = NotingBroker(confirmed_at=AT_ONCE + 1)
+    load = load_on(broker)
+
+    async with asyncio.timeout(10), load.keep_rate(["a"], per_s=1e9):
+        for _ in range(4 * AT_ONCE):  # as often as all of them and more could begin
+            await asyncio.sleep(0)
+        assert (len(broker.jobs), load.submitted) == (AT_ONCE, 0)
+        broker.confirming.set()
+
+    assert load.submitted == len(broker.jobs) >= AT_ONCE

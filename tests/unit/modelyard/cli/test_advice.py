@@ -115,6 +115,7 @@ def test_seconds_that_are_no_number_are_wrong_usage(
         (("delete", "dead-letter", "i"), "`modelyard dead-letters delete i`"),
         (("delete", "key", "k"), "`modelyard keys revoke k`"),
         (("delete", "model"), "`modelyard models delete NAME`"),
+        (("delete", "model", "--force"), "`modelyard models delete NAME`"),
         (("delete", "opration", "o"), "operation"),
     ],
 )
@@ -125,6 +126,27 @@ def test_wrong_usage_is_told_by_its_cause(
         cli.app(list(arguments))
     assert exited.value.code == USAGE
     assert told in capsys.readouterr().err
+
+
+def test_the_help_of_what_is_deleted_elsewhere_names_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.app(["delete", "model", "--help"])
+    assert "`modelyard models delete NAME`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [(422, USAGE), (400, USAGE), (408, FAILED)])
+def test_a_request_that_came_too_slowly_is_no_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, status: int, exit_code: int
+) -> None:
+    def refused(*_arguments: object, **_options: object) -> None:
+        raise ApiError(ErrorCode.INVALID_REQUEST, status, "No.")
+
+    monkeypatch.setattr(cli, "commands", refused)
+    with pytest.raises(SystemExit) as exited:
+        cli.app([])
+    assert exited.value.code == exit_code
 
 
 def test_a_large_input_is_advised_to_be_uploaded(

@@ -44,6 +44,20 @@ def test_bash_completes_what_was_begun(line: str, offered: str) -> None:
     assert _said("bash", "--norc", "-c", complete).split() == [offered]
 
 
+def test_no_error_is_printed_while_a_name_is_completed_that_another_command_deletes() -> None:
+    environment = {
+        "PATH": f"{BIN}:/usr/bin:/bin",
+        "_MODELYARD_COMPLETE": "complete_bash",
+        "COMP_WORDS": "modelyard delete model ",
+        "COMP_CWORD": "3",
+    }
+    ran = subprocess.run(
+        [str(BIN / "modelyard")],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.stderr == ""
+
+
 def test_zsh_is_given_a_script_that_asks_for_what_it_offers() -> None:
     script = _script_for("zsh")
     assert script.strip().startswith("#compdef modelyard")
