@@ -3,6 +3,7 @@
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
@@ -93,8 +94,8 @@ async def test_an_input_of_another_tenant_or_one_that_is_not_whole_is_not_there(
 ) -> None:
     input_id = await uploaded(store)
     assert await store.inputs.find(input_id, tenant="other") is None
-    assert await store.inputs.keep([input_id], tenant="other") == {input_id}
-    assert await store.inputs.keep([input_id], tenant=TENANT) == set()
+    assert await store.inputs.keep({input_id}, tenant="other") == {input_id}
+    assert await store.inputs.keep({input_id}, tenant=TENANT) == set()
 
     async def broken_off() -> AsyncIterator[bytes]:
         yield CONTENT
@@ -209,7 +210,11 @@ async def test_an_input_stays_for_a_request_that_is_accepted_while_its_last_user
     input_id = await uploaded(store)
     first = await running(store, input_id)
     await store.inputs._files.used([input_id])
-    assert await store.inputs.keep(input_id, tenant=TENANT) is not None
+    long_ago = await store.time() - timedelta(days=2)
+    await store.inputs._files._files.update_one(
+        {"_id": input_id}, {"$set": {"uploadDate": long_ago}}
+    )
+    assert await store.inputs.keep({input_id}, tenant=TENANT) == set()
     await store.content_retention.delete_of([first])
     await running(store, input_id)
     assert await store.inputs.find(input_id, tenant=TENANT) is not None
@@ -235,5 +240,5 @@ async def test_an_input_that_is_named_again_is_kept_for_another_day(store: Store
     await store.inputs._files.used([input_id])
     assert await store.inputs._files.unused(AT_ONCE, limit=10) == []
     missing = new_operation_id()
-    assert await store.inputs.keep([input_id, missing], tenant=TENANT) == {missing}
+    assert await store.inputs.keep({input_id, missing}, tenant=TENANT) == {missing}
     assert await store.inputs._files.unused(AT_ONCE, limit=10) == [input_id]
