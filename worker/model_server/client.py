@@ -210,8 +210,7 @@ class ModelServer:
 
 async def _pieces(answer: Answer, body: bytearray) -> AsyncIterator[bytes]:
     """Yield the body, of which the beginning was read; raises `result_too_large`."""
-    announced = "".join(answer.header("content-length"))
-    if announced.isdecimal() and int(announced[:20]) > MAX_CONTENT_BYTES:
+    if (answer.length or 0) > MAX_CONTENT_BYTES:
         raise too_large(MAX_CONTENT_BYTES)
     size = 0
     while True:
