@@ -15,7 +15,7 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address
-from worker.model_server.client import ModelServer, NoAnswerError, Question
+from worker.model_server.client import ModelServer, NoAnswerError, Question, RefusedByServerError
 from worker.model_server.http_exchange import (
     TRICKLE_PAUSE_S,
     TRICKLE_READS_PER_S,
@@ -182,14 +182,20 @@ class Uploaded:
 
     content_type = "image/png"
 
-    def __init__(self, pieces: int, *, breaks: bool = False) -> None:
+    def __init__(
+        self, pieces: int, *, breaks: bool = False, after: asyncio.Event | None = None
+    ) -> None:
         self.size = pieces * len(PIECE)
         self.taken = 0
+        self.after = after
+        """It breaks off once this is set."""
         self.pieces = self._pieces(pieces, breaks=breaks)
 
     async def _pieces(self, most: int, *, breaks: bool) -> AsyncIterator[bytes]:
         while self.taken < most:
             if breaks and self.taken == most // 2:
+                if self.after is not None:
+                    await self.after.wait()
                 raise ModelyardError(ErrorCode.INPUT_GONE)
             self.taken += 1
             yield PIECE
@@ -260,6 +266,26 @@ async def test_a_body_whose_rest_does_not_come_ends_the_exchange(
             await upload(model_server, address, Uploaded(4, breaks=True))
         assert await got == PIECE * 2
     assert gone.value.code is ErrorCode.INPUT_GONE
+
+
+async def test_a_refusal_is_told_although_the_rest_of_the_body_does_not_come(
+    model_server: ModelServer,
+) -> None:
+    refused, over = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 400 No\r\nContent-Length: 99\r\n\r\nnot a picture")
+        await writer.drain()
+        refused.set()
+        await over.wait()
+
+    uploaded = Uploaded(4, breaks=True, after=refused)
+    async with asyncio.timeout(20), served(serve) as address:
+        with pytest.raises(RefusedByServerError) as caught:
+            await upload(model_server, address, uploaded)
+        over.set()
+    assert (caught.value.status, caught.value.body) == (400, "not a picture")
 
 
 async def test_a_large_answer_is_read_as_its_pieces_are_taken(model_server: ModelServer) -> None:
