@@ -2,7 +2,6 @@
 
 import pytest
 
-from dispatcher.maintenance.retention import orphaned_content
 from dispatcher.maintenance.retention.orphaned_content import OrphanedContent
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import JobRequest
@@ -23,7 +22,7 @@ async def test_a_result_that_broke_off_is_gone_within_three_minutes_of_its_opera
     now = 0.0
     database = MemoryDatabase(lambda: now)
     store = MemoryStore(database)
-    monkeypatch.setattr(orphaned_content.time, "monotonic", lambda: now)
+    monkeypatch.setattr(f"{OrphanedContent.__module__}.time.monotonic", lambda: now)
     content = OrphanedContent(store)
     one = NewOperation.of("one", JobRequest(job_id="j", operation_type=Verb.INFER, input=1), "http")
     await store.operations.take_in([(one, 1)])

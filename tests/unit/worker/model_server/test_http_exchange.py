@@ -399,7 +399,7 @@ async def test_of_an_answer_that_says_that_it_is_too_large_nothing_is_stored(
     async with asyncio.timeout(20), served(flood(first, LARGE)) as address:
         with pytest.raises(ModelyardError) as refused:
             await ask_for_large(model_server, address, stored)
-    assert (refused.value.code, stored) == (ErrorCode.RESULT_TOO_LARGE, b"")
+    assert (refused.value.code, bytes(stored)) == (ErrorCode.RESULT_TOO_LARGE, b"")
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])
