@@ -10,7 +10,7 @@ from gateway.reading import BoundedReads
 from gateway.views import operation_view
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.catalog.entries import ModelSpec
-from modelyard.contract.errors import StoreUnavailableError
+from modelyard.contract.errors import SlowQueryError, StoreUnavailableError
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.contract.views import DryRun, Explanation, OperationView
 from modelyard.process.tasks import together
@@ -251,7 +251,11 @@ async def _temps_took_s(store: Store, holding: Mapping[str, JobLine]) -> dict[st
 
 
 async def _took_s(store: Store, job_id: str) -> dict[Verb, float]:
-    page = await store.operation_queries.page({"job_id": job_id}, after=None, limit=LATELY)
+    """Return the seconds that a job's operations took lately; nothing if MongoDB takes too long."""
+    try:
+        page = await store.operation_queries.page({"job_id": job_id}, after=None, limit=LATELY)
+    except SlowQueryError:
+        return {}
     found: dict[Verb, list[float]] = defaultdict(list)
     for one in page.items:
         done = one.state is OperationState.SUCCEEDED and one.verb is not None

@@ -142,9 +142,14 @@ DELETE_ANSWERS: Responses = {
     **ONE_ANSWERS,
 }
 LIST_ANSWERS: Responses = {
+    422: _problem("`invalid_request`: a parameter is unknown, repeated or invalid."),
+    **UNAVAILABLE,
+}
+FILTERED_LIST_ANSWERS: Responses = {
     422: _problem(
-        "`invalid_request`: a parameter is unknown, repeated or invalid; `query_too_slow`: the "
-        "detail says which filter makes the list faster."
+        "`invalid_request`: a parameter is unknown, repeated or invalid; `query_too_slow`: MongoDB "
+        "did not find what the filters leave within 1.5 s; for operations the detail names filters "
+        "that help."
     ),
     **UNAVAILABLE,
 }

@@ -3,7 +3,8 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from gateway.availability import Availability
+from gateway.availability import TOOK_LONG, Availability
+from modelyard.contract.errors import SlowQueryError, StoreUnavailableError
 from modelyard.process.batching import Coalescer
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
@@ -34,12 +35,19 @@ class BoundedReads:
         """Return the result of a read of the store."""
         return await self._availability.ask(call, within_s=READ_S)
 
-    async def ask_for_much(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def ask_for_much(self, call: Callable[[], Awaitable[T]], *, filtered: bool = False) -> T:
         """As `ask`, for what reads as much as a client asks for, such as lists.
 
         That it takes long does not mark MongoDB as down: one client's list would take it from all.
+        With `filtered` a client chose what is looked for, and can choose otherwise:
+        `SlowQueryError` is raised if MongoDB ended the query.
         """
-        return await self._availability.ask(call, within_s=READ_S, may_be_slow=True)
+        try:
+            return await self._availability.ask(call, within_s=READ_S, may_be_slow=True)
+        except SlowQueryError as error:
+            if filtered:
+                raise
+            raise StoreUnavailableError(TOOK_LONG) from error
 
     async def operation(self, operation_id: str) -> OperationRecord | None:
         """Return one operation; null if it is unknown, or was deleted."""

@@ -52,7 +52,7 @@ class DeadLetterQuery(PageQuery):
 @router.get(
     "",
     response_model=DeadLetterPage,
-    responses=openapi.LIST_ANSWERS,
+    responses=openapi.FILTERED_LIST_ANSWERS,
     dependencies=[Depends(refuse_repeated)],
     summary="List dead letters, newest first",
 )
@@ -60,9 +60,10 @@ async def list_dead_letters(
     gateway: GatewayDependencies, query: Annotated[DeadLetterQuery, Query()]
 ) -> Response:
     """Return a page of dead letters, without their headers and payloads."""
-    after = query.after()
+    after, filters = query.after(), query.criteria()
     page = await gateway.reading.ask_for_much(
-        lambda: gateway.store.dead_letters.page(query.criteria(), after=after, limit=query.limit)
+        lambda: gateway.store.dead_letters.page(filters, after=after, limit=query.limit),
+        filtered=bool(filters),
     )
     cursor = page.next.cursor() if page.next else None
     summaries = tuple(dead_letter_summary(record) for record in page.items)

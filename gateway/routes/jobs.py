@@ -101,15 +101,16 @@ async def submit_batch(
 @router.get(
     "/v1/jobs",
     response_model=JobPage,
-    responses=openapi.LIST_ANSWERS,
+    responses=openapi.FILTERED_LIST_ANSWERS,
     dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="List jobs, newest first",
 )
 async def list_jobs(gateway: GatewayDependencies, query: Annotated[JobQuery, Query()]) -> Response:
     """Return a page of jobs."""
-    after = query.after()
+    after, filters = query.after(), query.criteria()
     page = await gateway.reading.ask_for_much(
-        lambda: gateway.store.jobs.page(query.criteria(), after=after, limit=query.limit)
+        lambda: gateway.store.jobs.page(filters, after=after, limit=query.limit),
+        filtered=bool(filters),
     )
     cursor = page.next.cursor() if page.next else None
     content = JobPage(jobs=tuple(job_view(record) for record in page.items), next=cursor)

@@ -74,7 +74,7 @@ class OperationQuery(PageQuery):
 @router.get(
     "",
     response_model=OperationPage,
-    responses=openapi.LIST_ANSWERS,
+    responses=openapi.FILTERED_LIST_ANSWERS,
     dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="List operations, newest first",
 )
@@ -82,11 +82,10 @@ async def list_operations(
     gateway: GatewayDependencies, query: Annotated[OperationQuery, Query()]
 ) -> Response:
     """Return a page of operations."""
-    after = query.after()
+    after, filters = query.after(), query.criteria()
     page = await gateway.reading.ask_for_much(
-        lambda: gateway.store.operation_queries.page(
-            query.criteria(), after=after, limit=query.limit
-        )
+        lambda: gateway.store.operation_queries.page(filters, after=after, limit=query.limit),
+        filtered=bool(filters),
     )
     cursor = page.next.cursor() if page.next else None
     views = await operation_views(gateway.reading, gateway.store, page.items)

@@ -37,6 +37,8 @@ LOOKUP_S = 0.5
 """How long a request waits for MongoDB to look up its key, its model and its dataset."""
 
 Outcome = Accepted | ModelyardError
+_Input = tuple[str, str]
+"""A tenant, and the id of an input that only this tenant may name."""
 
 
 class KeyReusedError(InvalidRequestError):
@@ -89,6 +91,12 @@ class PendingRequest:
     def operation_id(self) -> str:
         """The id of the operation."""
         return self.operation.operation_id
+
+    @property
+    def named_input(self) -> _Input | None:
+        """The uploaded input that it names, if any."""
+        input_id = self.request.input_id
+        return None if input_id is None else (self.operation.tenant, input_id)
 
     def accepted_now(self, store: Store) -> Self:
         """Return the request with this moment as that of its acceptance, if the time is known."""
@@ -169,7 +177,7 @@ class Acceptor:
         refusal = _not_in_catalog(pending, *await self._missing([pending.request]))
         if refusal is not None:
             raise refusal
-        if pending.request.input_id in await self._gone_inputs([pending]):
+        if pending.named_input in await self._gone_inputs([pending]):
             raise _input_gone(pending)
         return None
 
@@ -200,7 +208,7 @@ class Acceptor:
                 outcomes[one.operation_id] = one.repeated(existing)
             elif (refusal := _not_in_catalog(one, *missing)) is not None:
                 outcomes[one.operation_id] = refusal
-            elif one.request.input_id in gone:
+            elif one.named_input in gone:
                 outcomes[one.operation_id] = _input_gone(one)
         return outcomes
 
@@ -211,16 +219,15 @@ class Acceptor:
             self._catalog.datasets.missing({r.dataset for r in requests if r.dataset}),
         )
 
-    async def _gone_inputs(self, pending: Sequence[PendingRequest]) -> set[str]:
+    async def _gone_inputs(self, pending: Sequence[PendingRequest]) -> set[_Input]:
         """Keep the uploaded inputs that are named; return those that are not there."""
         named: dict[str, set[str]] = {}
-        for one in pending:
-            if one.request.input_id is not None:
-                named.setdefault(one.operation.tenant, set()).add(one.request.input_id)
+        for tenant, input_id in filter(None, (one.named_input for one in pending)):
+            named.setdefault(tenant, set()).add(input_id)
         gone = await asyncio.gather(
             *(self._store.inputs.keep(ids, tenant=tenant) for tenant, ids in named.items())
         )
-        return set[str]().union(*gone)
+        return {(tenant, one) for tenant, ids in zip(named, gone, strict=True) for one in ids}
 
     async def _answer_lost_races(self, lost_race: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer requests whose key another request used between the lookup and the write."""

@@ -98,7 +98,10 @@ class CatalogCollection(Generic[S]):
         return {one["_id"]: spec for one in found if (spec := self._read(one)) is not None}
 
     async def page(self, *, after: str | None = None, limit: int) -> NamedPage[S]:
-        """Return the next entries by name; what can't be read is missing from its page."""
+        """Return the next entries by name; what can't be read is missing from its page.
+
+        Raises `SlowQueryError` too.
+        """
         cursor = self._collection.find(names_after(after)).sort("_id", 1)
         found = await read_page(self._connection, cursor, limit)
         return NamedPage.of(found, limit, self._read)

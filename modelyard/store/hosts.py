@@ -43,7 +43,7 @@ class Hosts:
         return [HostRecord.model_validate(document) for document in found]
 
     async def page(self, *, after: str | None = None, limit: int) -> NamedPage[HostRecord]:
-        """Return the next hosts by name."""
+        """Return the next hosts by name. Raises `SlowQueryError` too."""
         cursor = self._collection.find(names_after(after)).sort("_id", 1)
         found = await read_page(self._connection, cursor, limit)
         return NamedPage.of(found, limit, HostRecord.model_validate)

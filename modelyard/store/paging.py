@@ -69,7 +69,7 @@ async def read_page(
     """Return up to `limit + 1` entries, for `to_page` or `NamedPage.of`.
 
     Raises `StoreUnavailableError`, and `SlowQueryError` with `advice` if MongoDB looked for
-    `PAGE_S` seconds and ended the query: clients choose what is asked.
+    `PAGE_S` seconds and ended the query: it is not away.
     """
     async with connection.answering():
         try:

@@ -3,18 +3,21 @@
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
 from modelyard.contract.content.results import ResultContent
 from modelyard.contract.content.transfers import PIECE_BYTES, StoredResult
-from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.errors import ErrorCode, ErrorInfo, ModelyardError
 from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES, JobRequest, OperationReport
 from modelyard.contract.states import OperationState, Verb
 from modelyard.store import Store
+from modelyard.store.content import retention
 from modelyard.store.content.results import file_of
 from modelyard.store.operation_writes import DispatchClaim, ResultPlace
+from modelyard.store.operations import AttemptFailure
 from modelyard.store.records import NewOperation
 
 TENANT = "default"
@@ -72,6 +75,22 @@ async def ended(store: Store, operation_id: str, place: ResultPlace | None) -> N
     assert await store.operations.apply([end], places) == 1
 
 
+async def look(store: Store) -> int:
+    """Look for what is of no use, however young it is; return how many files were removed."""
+    return await store.content_retention.remove_orphans(kept_s=AT_ONCE, looked_at_s=AT_ONCE)
+
+
+async def begun(store: Store, operation_id: str, epoch: int = 1) -> str:
+    """Store the first piece of a result; return its file."""
+    await store.results.put_piece(operation_id, epoch, 0, PIECES[0])
+    return file_of(operation_id, epoch)
+
+
+async def nothing_is_left_of(store: Store, file_id: str) -> bool:
+    files = store.results._files
+    return await files.find(file_id) is None and await files.piece(file_id, 0) is None
+
+
 async def read(store: Store, operation_id: str) -> bytes:
     chunks = await store.results.get(operation_id)
     assert chunks is not None
@@ -93,8 +112,8 @@ async def test_an_input_of_another_tenant_or_one_that_is_not_whole_is_not_there(
 ) -> None:
     input_id = await uploaded(store)
     assert await store.inputs.find(input_id, tenant="other") is None
-    assert await store.inputs.keep([input_id], tenant="other") == {input_id}
-    assert await store.inputs.keep([input_id], tenant=TENANT) == set()
+    assert await store.inputs.keep({input_id}, tenant="other") == {input_id}
+    assert await store.inputs.keep({input_id}, tenant=TENANT) == set()
 
     async def broken_off() -> AsyncIterator[bytes]:
         yield CONTENT
@@ -102,7 +121,7 @@ async def test_an_input_of_another_tenant_or_one_that_is_not_whole_is_not_there(
 
     with pytest.raises(ConnectionError):
         await store.inputs.put("image/png", TENANT, broken_off())
-    assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 2
+    assert await look(store) == 2
 
 
 async def test_a_result_that_comes_in_pieces_is_whole_only_with_all_of_them(store: Store) -> None:
@@ -140,7 +159,7 @@ async def test_what_another_process_wrote_halfway_is_in_nobodys_way(store: Store
     assert place.file_id != other.file_id
     await ended(store, operation_id, place)
     assert await read(store, operation_id) == CONTENT
-    assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 1
+    assert [await look(store), await look(store)] == [0, 1]
     assert await store.results._files.find(other.file_id) is None
     assert await read(store, operation_id) == CONTENT
 
@@ -161,15 +180,14 @@ async def test_orphans_go_and_what_is_of_use_stays(store: Store) -> None:
     operation_id = await running(store, named)
     for number, piece in enumerate(PIECES):
         await store.results.put_piece(operation_id, 1, number, piece)
-    await store.results.put_piece(new_operation_id(), 1, 0, PIECES[0])
-    retention = store.content_retention
-    assert await retention.remove_orphans(kept_s=3_600.0) == 0
+    contents = store.content_retention
+    assert await contents.remove_orphans(kept_s=3_600.0, looked_at_s=3_600.0) == 0
     # The result of an operation that is open may still be reported.
-    assert await retention.remove_orphans(kept_s=AT_ONCE) == 2
+    assert [await look(store), await look(store)] == [1, 0]
     assert await store.inputs.find(lonely, tenant=TENANT) is None
     assert await store.inputs.piece(lonely, 0) is None
     await ended(store, operation_id, await store.results.complete(operation_id, 1, TOLD))
-    assert await retention.remove_orphans(kept_s=AT_ONCE) == 0
+    assert [await look(store), await look(store)] == [0, 0]
     assert await read(store, operation_id) == CONTENT
     assert await store.inputs.find(named, tenant=TENANT) is not None
     assert await store.results._files.unused(AT_ONCE, limit=10) == []
@@ -179,10 +197,57 @@ async def test_a_result_that_was_not_reported_goes_with_the_end_of_its_operation
     store: Store,
 ) -> None:
     operation_id = await running(store)
-    await store.results.put_piece(operation_id, 1, 0, PIECES[0])
+    file_id = await begun(store, operation_id)
     await ended(store, operation_id, None)
-    assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 1
-    assert await store.results._files.find(file_of(operation_id, 1)) is None
+    assert await look(store) == 0, "another piece may be being written"
+    await store.results.put_piece(operation_id, 1, 1, PIECES[1])
+    assert await look(store) == 1
+    assert await nothing_is_left_of(store, file_id)
+    assert await store.results._files.piece(file_id, 1) is None
+
+
+async def test_what_an_earlier_attempt_has_stored_goes_while_its_operation_is_open(
+    store: Store,
+) -> None:
+    operation_id = await running(store)
+    earlier = await begun(store, operation_id)
+    assert [await look(store), await look(store)] == [0, 0]
+    one = await store.operation_queries.get(operation_id)
+    assert one is not None
+    failure = AttemptFailure(ErrorInfo.of(ErrorCode.INFERENCE_FAILED), seq=1, rest_s=0.0)
+    assert await store.operations.requeue(one, failure)
+    one = await store.operation_queries.get(operation_id)
+    assert one is not None
+    assert await store.operations.claim([DispatchClaim(one, "h", "boot", 1)], token="t")
+    later = await begun(store, operation_id, 2)
+    assert [await look(store), await look(store)] == [0, 1]
+    assert await nothing_is_left_of(store, earlier)
+    assert not await nothing_is_left_of(store, later)
+
+
+async def test_results_that_are_still_awaited_do_not_keep_others_from_being_looked_at(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_AT_ONCE", 1)
+    awaited = await begun(store, await running(store))
+    over = await running(store)
+    file_id = await begun(store, over)
+    await ended(store, over, None)
+    removed = [await look(store) for _ in range(4)]
+    assert sum(removed) == 1
+    assert await nothing_is_left_of(store, file_id)
+    assert not await nothing_is_left_of(store, awaited)
+
+
+async def test_what_attempts_have_left_is_deleted_with_their_operation(store: Store) -> None:
+    first, other = await running(store), await running(store)
+    left = [await begun(store, first, epoch) for epoch in (1, 2, 10)]
+    others = await begun(store, other)
+    await ended(store, first, None)
+    await store.content_retention.delete_of([first])
+    for file_id in left:
+        assert await nothing_is_left_of(store, file_id)
+    assert not await nothing_is_left_of(store, others)
 
 
 async def test_what_an_operation_has_stored_is_deleted_with_it(store: Store) -> None:
@@ -209,7 +274,11 @@ async def test_an_input_stays_for_a_request_that_is_accepted_while_its_last_user
     input_id = await uploaded(store)
     first = await running(store, input_id)
     await store.inputs._files.used([input_id])
-    assert await store.inputs.keep(input_id, tenant=TENANT) is not None
+    long_ago = await store.time() - timedelta(days=2)
+    await store.inputs._files._files.update_one(
+        {"_id": input_id}, {"$set": {"uploadDate": long_ago}}
+    )
+    assert await store.inputs.keep({input_id}, tenant=TENANT) == set()
     await store.content_retention.delete_of([first])
     await running(store, input_id)
     assert await store.inputs.find(input_id, tenant=TENANT) is not None
@@ -223,7 +292,7 @@ async def test_a_young_input_goes_in_time_after_its_last_operation(store: Store)
     await store.content_retention.delete_of([first])
     assert await store.inputs.find(input_id, tenant=TENANT) is not None
     await store.operations._collection.delete_one({"_id": first})
-    assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 1
+    assert await look(store) == 1
     assert await store.inputs.find(input_id, tenant=TENANT) is None
 
 
@@ -235,5 +304,5 @@ async def test_an_input_that_is_named_again_is_kept_for_another_day(store: Store
     await store.inputs._files.used([input_id])
     assert await store.inputs._files.unused(AT_ONCE, limit=10) == []
     missing = new_operation_id()
-    assert await store.inputs.keep([input_id, missing], tenant=TENANT) == {missing}
+    assert await store.inputs.keep({input_id, missing}, tenant=TENANT) == {missing}
     assert await store.inputs._files.unused(AT_ONCE, limit=10) == [input_id]

@@ -42,6 +42,7 @@ class _FakeAnswer:
     def __init__(self, response: httpx2.Response, body: bytes) -> None:
         self._response = response
         self._body = body
+        self.length: int | None = len(body)
 
     @property
     def status(self) -> int:

@@ -210,8 +210,7 @@ class ModelServer:
 
 async def _pieces(answer: Answer, body: bytearray) -> AsyncIterator[bytes]:
     """Yield the body, of which the beginning was read; raises `result_too_large`."""
-    announced = "".join(answer.header("content-length"))
-    if announced.isdecimal() and int(announced[:20]) > MAX_CONTENT_BYTES:
+    if (answer.length or 0) > MAX_CONTENT_BYTES:
         raise too_large(MAX_CONTENT_BYTES)
     size = 0
     while True:
@@ -258,11 +257,12 @@ def _encodings(answer: Answer) -> tuple[str, ...]:
 async def _excerpt(answer: Answer, ends_at: float | None = None) -> str:
     """Return the beginning of an error answer's body, as much of it as came.
 
-    It waits for `EXCERPT_S` seconds, and not after `ends_at`, a time of the event loop.
+    It waits for `EXCERPT_S` seconds, and not after `ends_at`, a time of the event loop. The status
+    stands, also if the rest of the body that is being sent does not come.
     """
     body = bytearray()
     latest = asyncio.get_running_loop().time() + EXCERPT_S
-    with suppress(NoExchangeError, TimeoutError):
+    with suppress(NoExchangeError, TimeoutError, ModelyardError):
         async with asyncio.timeout_at(latest if ends_at is None else min(latest, ends_at)):
             await answer.read(EXCERPT_CHARS * 4, body)
     return _beginning(body)

@@ -72,6 +72,11 @@ class AnswerReader:
         return self._body is not None and self._body.done
 
     @property
+    def length(self) -> int | None:
+        """Bytes of the whole body; None if its end alone tells, or the head was not read yet."""
+        return self._body.length if isinstance(self._body, _Length) else None
+
+    @property
     def reusable(self) -> bool:
         """True if the answer is complete and its connection may carry another request."""
         return (
@@ -162,6 +167,7 @@ class _UntilClosed:
 
 class _Length:
     def __init__(self, length: int) -> None:
+        self.length = length
         self._left = length
 
     @property

@@ -95,6 +95,10 @@ class Answer(Protocol):
     def status(self) -> int:
         """The status code, 200 to 599."""
 
+    @property
+    def length(self) -> int | None:
+        """Bytes of the whole body; None if the server did not say how many."""
+
     def header(self, name: str) -> list[str]:
         """Return the values of a header; `name` is in lower case."""
 
@@ -238,6 +242,10 @@ class _Exchange:
     @property
     def status(self) -> int:
         return self._head.status
+
+    @property
+    def length(self) -> int | None:
+        return self._reader.length
 
     def header(self, name: str) -> list[str]:
         return [value.decode("latin-1") for value in self._head.values(name.encode())]

@@ -5,7 +5,8 @@ short. Here the file is noted before its first piece, so whatever was begun can 
 Source of the form: MongoDB's GridFS specification.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from pydantic import Field
@@ -82,20 +83,19 @@ class StoredFiles:
             found = await self._files.find_one({"_id": file_id})
         return StoredFile.model_validate(found) if found else None
 
-    async def touch(self, file_ids: Collection[str], *, tenant: str) -> set[str]:
+    async def touch(self, file_ids: AbstractSet[str], *, tenant: str) -> set[str]:
         """Begin the time of files again, as if they were new; return those that are not complete.
 
         A file of another tenant counts as one that is not there.
         """
-        asked = set(file_ids)
-        query = {"_id": {"$in": sorted(asked)}, "tenant": tenant, "complete": True}
+        query = {"_id": {"$in": sorted(file_ids)}, "tenant": tenant, "complete": True}
         again = [{"$set": {"uploadDate": "$$NOW", "unused": True}}]
         async with self._connection.answering():
             touched = await self._files.update_many(query, again)
-            if touched.matched_count == len(asked):
+            if touched.matched_count == len(file_ids):
                 return set()
             found = await self._files.find(query, {"_id": 1}).to_list(None)
-        return asked - {one["_id"] for one in found}
+        return set(file_ids) - {one["_id"] for one in found}
 
     async def sizes(self, file_id: str) -> list[int] | None:
         """Return the bytes of each piece, in order; None if one before the last is missing."""
@@ -127,12 +127,32 @@ class StoredFiles:
             await self._pieces.delete_many({"files_id": file_id})
             await self._files.delete_one({"_id": file_id})
 
+    async def of(self, owners: Sequence[str]) -> list[str]:
+        """Return the files whose ids begin with one of these, and a colon."""
+        if not owners:
+            return []
+        query = {"$or": [{"_id": {"$gt": f"{one}:", "$lt": f"{one};"}} for one in owners]}
+        async with self._connection.answering():
+            found = await self._files.find(query, {"_id": 1}).to_list(None)
+        return [one["_id"] for one in found]
+
     async def unused(self, seconds: float, *, limit: int) -> list[str]:
-        """Return files that nothing was found to use, and that were begun so long ago."""
+        """Return files that nothing was found to use, and whose time began so long ago.
+
+        Those come first whose time began first.
+        """
         query = {"unused": True, "$expr": older("$uploadDate", seconds)}
         async with self._connection.answering():
-            found = await self._files.find(query, {"_id": 1}, limit=limit).to_list(None)
+            cursor = self._files.find(query, {"_id": 1}).sort("uploadDate", 1).limit(limit)
+            found = await cursor.to_list(None)
         return [one["_id"] for one in found]
+
+    async def postpone(self, file_ids: Sequence[str]) -> None:
+        """Begin the time of files again: something may still come to use them."""
+        async with self._connection.answering():
+            await self._files.update_many(
+                {"_id": {"$in": list(file_ids)}}, [{"$set": {"uploadDate": "$$NOW"}}]
+            )
 
     async def used(self, file_ids: Sequence[str]) -> None:
         """Note that something uses these files, so that they are not looked at again."""

@@ -1,7 +1,8 @@
 """Inputs that clients upload before the requests that name them."""
 
 import hashlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
+from collections.abc import Set as AbstractSet
 
 from modelyard.contract.content.transfers import PIECE_BYTES
 from modelyard.contract.ids import new_operation_id
@@ -55,7 +56,7 @@ class Inputs:
         whole = found is not None and found.complete and found.tenant == tenant
         return found if whole else None
 
-    async def keep(self, input_ids: Collection[str], *, tenant: str) -> set[str]:
+    async def keep(self, input_ids: AbstractSet[str], *, tenant: str) -> set[str]:
         """Keep inputs for another `KEPT_S`; return those of them that are not there."""
         return await self._files.touch(input_ids, tenant=tenant)
 

@@ -1,4 +1,4 @@
-"""Removes stored inputs and results: with their operations, and those that a crash left."""
+"""Removes stored inputs and results: with their operations, and those that nothing refers to."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +8,8 @@ from modelyard.store.content.files import StoredFiles
 from modelyard.store.content.inputs import KEPT_S
 from modelyard.store.records import Document
 
+LOOKED_AT_S = 60.0
+"""Seconds between two looks at a file of a result that an open operation may still refer to."""
 _AT_ONCE = 500
 """Files of each kind that one call looks at."""
 
@@ -22,6 +24,8 @@ class ContentRetention:
         self._operations = connection.collection("operations")
         self._results = results
         self._inputs = inputs
+        self._over: frozenset[str] = frozenset()
+        """Files of results that the last look found to be of no use, now or ever."""
 
     async def delete_of(self, operation_ids: Sequence[str], *, kept_s: float = KEPT_S) -> None:
         """Delete the stored inputs and results of operations that are about to be deleted.
@@ -32,40 +36,52 @@ class ContentRetention:
         """
         ids = list(operation_ids)
         found = await self._found({"_id": {"$in": ids}})
-        await self._delete_results(found)
+        await self._delete_results(ids, found)
         for input_id in {one["input_id"] for one in found if one.get("input_id")}:
             if not await self._is_named(input_id, but_by=ids):
                 await self._inputs.release(input_id, kept_s)
 
     async def delete_results_of(self, operation_ids: Sequence[str]) -> None:
         """Delete the stored results of operations that stay; to be called as `delete_of`."""
-        await self._delete_results(await self._found({"_id": {"$in": list(operation_ids)}}))
+        ids = list(operation_ids)
+        await self._delete_results(ids, await self._found({"_id": {"$in": ids}}))
 
-    async def _delete_results(self, found: Sequence[Document]) -> None:
-        for one in found:
-            if one.get("result_file"):
-                await self._results.delete(one["result_file"])
+    async def _delete_results(self, ids: Sequence[str], found: Sequence[Document]) -> None:
+        """Delete the results, and what attempts have left of others."""
+        results = {one["result_file"] for one in found if one.get("result_file")}
+        for file_id in sorted(results.union(await self._results.of(ids))):
+            await self._results.delete(file_id)
 
-    async def remove_orphans(self, *, kept_s: float = KEPT_S) -> int:
-        """Remove files that are older than `kept_s` and of no operation; return how many.
+    async def remove_orphans(
+        self, *, kept_s: float = KEPT_S, looked_at_s: float = LOOKED_AT_S
+    ) -> int:
+        """Remove inputs older than `kept_s` that no operation names, and results of no use.
 
-        Each file is looked at once: one that is in use goes with its operation.
+        Return how many. The operations of results that are removed have ended without them, or have
+        a later attempt. To be called every `looked_at_s` seconds or more rarely. A file that is in
+        use is not looked at again: it goes with its operation.
         """
-        return await self._remove_results(kept_s) + await self._remove_inputs(kept_s)
+        return await self._remove_results(looked_at_s) + await self._remove_inputs(kept_s)
 
-    async def _remove_results(self, kept_s: float) -> int:
-        files = await self._results.unused(kept_s, limit=_AT_ONCE)
-        owners = {file_id: file_id.partition(":")[0] for file_id in files}
-        found = await self._found({"_id": {"$in": sorted(set(owners.values()))}})
+    async def _remove_results(self, looked_at_s: float) -> int:
+        files = await self._results.unused(looked_at_s, limit=_AT_ONCE)
+        found = await self._found({"_id": {"$in": sorted(set(map(_owner_of, files)))}})
         operations = {one["_id"]: one for one in found}
-        used, orphans = [], []
-        for file_id, operation_id in owners.items():
-            operation = operations.get(operation_id, {})
+        used, awaited, over = [], [], set[str]()
+        for file_id in files:
+            operation = operations.get(_owner_of(file_id), {})
             if operation.get("result_file") == file_id:
                 used.append(file_id)
-            elif not operation.get("open"):  # else the report that refers to it may still come
-                orphans.append(file_id)
-        return await self._settle(self._results, used, orphans, kept_s)
+            elif _may_come(file_id, operation):
+                awaited.append(file_id)
+            else:
+                over.add(file_id)
+        if awaited:
+            await self._results.postpone(awaited)
+        # Only at the second look: a piece of an attempt that has just ended may be being written,
+        # and without its file nobody would find it.
+        orphans, self._over = over & self._over, frozenset(over - self._over)
+        return await self._settle(self._results, used, sorted(orphans), looked_at_s)
 
     async def _remove_inputs(self, kept_s: float) -> int:
         files = await self._inputs.unused(kept_s, limit=_AT_ONCE)
@@ -80,7 +96,7 @@ class ContentRetention:
         return await self._settle(self._inputs, used, orphans, kept_s)
 
     async def _found(self, query: Mapping[str, Any]) -> list[Document]:
-        fields = {"result_file": 1, "open": 1, "input_id": 1}
+        fields = {"result_file": 1, "open": 1, "epoch": 1, "input_id": 1}
         async with self._connection.answering():
             return await self._operations.find(query, fields).to_list(None)
 
@@ -99,3 +115,13 @@ class ContentRetention:
                 {"input_id": input_id, "_id": {"$nin": list(but_by)}}, {"_id": 1}
             )
         return found is not None
+
+
+def _owner_of(file_id: str) -> str:
+    """Return the operation of a result's file."""
+    return file_id.partition(":")[0]
+
+
+def _may_come(file_id: str, operation: Document) -> bool:
+    """Tell whether a report may still refer to a file: that of the attempt that the record has."""
+    return bool(operation.get("open")) and file_id.split(":")[1:2] == [str(operation.get("epoch"))]

@@ -12,16 +12,17 @@ import pytest
 from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.content.transfers import MAX_CONTENT_BYTES, PIECE_BYTES, StoredResult
 from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import MAX_RESULT_BYTES
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address
-from worker.model_server.client import ModelServer, NoAnswerError, Question
+from worker.model_server.client import ModelServer, NoAnswerError, Question, RefusedByServerError
 from worker.model_server.http_exchange import (
     TRICKLE_PAUSE_S,
     TRICKLE_READS_PER_S,
     BoundedTransport,
     Pace,
 )
-from worker.model_server.results import ResultReader
+from worker.model_server.results import Reply, ResultReader
 from worker.model_server.templates import Placeholders
 
 AT_ONCE = 100
@@ -181,14 +182,20 @@ class Uploaded:
 
     content_type = "image/png"
 
-    def __init__(self, pieces: int, *, breaks: bool = False) -> None:
+    def __init__(
+        self, pieces: int, *, breaks: bool = False, after: asyncio.Event | None = None
+    ) -> None:
         self.size = pieces * len(PIECE)
         self.taken = 0
+        self.after = after
+        """It breaks off once this is set."""
         self.pieces = self._pieces(pieces, breaks=breaks)
 
     async def _pieces(self, most: int, *, breaks: bool) -> AsyncIterator[bytes]:
         while self.taken < most:
             if breaks and self.taken == most // 2:
+                if self.after is not None:
+                    await self.after.wait()
                 raise ModelyardError(ErrorCode.INPUT_GONE)
             self.taken += 1
             yield PIECE
@@ -261,6 +268,26 @@ async def test_a_body_whose_rest_does_not_come_ends_the_exchange(
     assert gone.value.code is ErrorCode.INPUT_GONE
 
 
+async def test_a_refusal_is_told_although_the_rest_of_the_body_does_not_come(
+    model_server: ModelServer,
+) -> None:
+    refused, over = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 400 No\r\nContent-Length: 99\r\n\r\nnot a picture")
+        await writer.drain()
+        refused.set()
+        await over.wait()
+
+    uploaded = Uploaded(4, breaks=True, after=refused)
+    async with asyncio.timeout(20), served(serve) as address:
+        with pytest.raises(RefusedByServerError) as caught:
+            await upload(model_server, address, uploaded)
+        over.set()
+    assert (caught.value.status, caught.value.body) == (400, "not a picture")
+
+
 async def test_a_large_answer_is_read_as_its_pieces_are_taken(model_server: ModelServer) -> None:
     written = 0
     total = MAX_CONTENT_BYTES
@@ -320,6 +347,59 @@ async def test_an_answer_of_unknown_size_ends_at_the_limit(model_server: ModelSe
             await model_server.ask(address, question, keep_large=keep)
     assert refused.value.code is ErrorCode.RESULT_TOO_LARGE
     assert MAX_CONTENT_BYTES - PIECE_BYTES < size <= MAX_CONTENT_BYTES
+
+
+LARGE = bytes(MAX_RESULT_BYTES + 1)
+FRAMED = {
+    "several equal lengths": (b"Content-Length: %d\r\n" % len(LARGE) * 2, LARGE),
+    "a list of equal lengths": (b"Content-Length: %d, %d\r\n" % (len(LARGE), len(LARGE)), LARGE),
+    "chunks and a length that does not count": (
+        b"Content-Length: 999999999999\r\nTransfer-Encoding: chunked\r\n",
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(LARGE), LARGE),
+    ),
+    "no length": (b"", LARGE),
+}
+
+
+async def ask_for_large(server: ModelServer, address: Address, stored: bytearray) -> Reply:
+    async def keep(_: str, content: AsyncIterator[bytes]) -> StoredResult:
+        async for piece in content:
+            stored.extend(piece)
+        return StoredResult(content_type="image/png", size=len(stored), sha256="0" * 64)
+
+    question = Question(
+        Hook(path="/infer"), Placeholders("m", "", None), ErrorCode.INFERENCE_FAILED
+    )
+    return await server.ask(address, question, keep_large=keep)
+
+
+@pytest.mark.parametrize("kind", FRAMED)
+async def test_a_large_answer_is_taken_however_it_is_framed(
+    model_server: ModelServer, kind: str
+) -> None:
+    headers, sent = FRAMED[kind]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n" + sent)
+        await writer.drain()
+
+    stored = bytearray()
+    async with asyncio.timeout(20), served(serve) as address:
+        reply = await ask_for_large(model_server, address, stored)
+    assert reply.stored is not None
+    assert stored == LARGE
+
+
+async def test_of_an_answer_that_says_that_it_is_too_large_nothing_is_stored(
+    model_server: ModelServer,
+) -> None:
+    first = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (MAX_CONTENT_BYTES + 1)
+    stored = bytearray()
+    async with asyncio.timeout(20), served(flood(first, LARGE)) as address:
+        with pytest.raises(ModelyardError) as refused:
+            await ask_for_large(model_server, address, stored)
+    assert (refused.value.code, bytes(stored)) == (ErrorCode.RESULT_TOO_LARGE, b"")
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])
