@@ -26,7 +26,7 @@ class BeatWriter:
         self._event_log = event_log
         self._scheduler = scheduler
         self._taints: dict[str, Taints] = {}
-        """By host, as recorded; of hosts that this term has heard of."""
+        """By host, as recorded; of recorded hosts that this term has heard of."""
 
     def forget(self, host_ids: Iterable[str]) -> None:
         """Keep nothing of hosts that were deleted."""
@@ -50,8 +50,8 @@ class BeatWriter:
         """Read what an earlier leader has recorded of hosts that are new to this one."""
         unknown = [host_id for host_id in host_ids if host_id not in self._taints]
         if unknown:
-            found = {one.host_id: one.taints for one in await self._store.hosts.all(unknown)}
-            self._taints |= {host_id: found.get(host_id, {}) for host_id in unknown}
+            found = await self._store.hosts.all(unknown)
+            self._taints |= {one.host_id: one.taints for one in found}
 
     def _tell(self, beats: Iterable[Heartbeat]) -> None:
         """Have events published about devices whose taint has begun or ended.

@@ -32,15 +32,17 @@ class Beats:
     def another(self) -> BeatWriter:
         return BeatWriter(self.parts.store, self.parts.event_log, self.parts.scheduler)
 
-    async def beat(self, *tainted: str, incarnation: str = INCARNATION) -> list[str]:
+    async def beat(
+        self, *tainted: str, incarnation: str = INCARNATION, host: str = HOST
+    ) -> list[str]:
         """Write a heartbeat of a host with these tainted devices; return the types of events."""
         del self.events[:]
         readings = tuple(
             DeviceReading(uuid=uuid, memory_used=9, tainted=TAINT if uuid in tainted else None)
             for uuid in ("a", "b")
         )
-        beat = Heartbeat(host_id=HOST, incarnation=incarnation, devices=readings)
-        await self.writer.write({HOST: beat})
+        beat = Heartbeat(host_id=host, incarnation=incarnation, devices=readings)
+        await self.writer.write({host: beat})
         return [one.type for one in self.events]
 
 
@@ -100,3 +102,8 @@ async def test_a_host_that_was_deleted_is_forgotten(beats: Beats) -> None:
     beats.writer.forget([HOST])
     assert beats.writer._taints == {}
     assert await beats.beat("a") == []  # the record has it
+
+
+async def test_nothing_is_kept_of_hosts_that_are_not_recorded(beats: Beats) -> None:
+    assert await beats.beat("a", host="made-up") == []
+    assert beats.writer._taints == {}
