@@ -183,9 +183,8 @@ class ModelServer:
             stored = None
             if len(body) > MAX_RESULT_BYTES and not encodings:  # an encoded one is refused anyway
                 stored = await keep_large(content_type, _pieces(answer, body))
-            return Reply(
-                *(_asked(question.hook), answer.status, content_type, encodings, body), stored
-            )
+            asked = _asked(question.hook)
+            return Reply(asked, answer.status, content_type, encodings, body, stored)
 
     @asynccontextmanager
     async def _exchange(
