@@ -4,8 +4,6 @@ At the deadline the dispatcher fails the operations that still run (`host_draine
 the jobs that are still live: it puts a TERMINATE at the front of each job's line.
 """
 
-from datetime import datetime
-
 import structlog
 
 from dispatcher.control import ControlPublisher
@@ -13,7 +11,7 @@ from dispatcher.events import EventLog, host_event
 from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
-from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
+from dispatcher.scheduling.system_operations import record_in_front, system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import Admission, OperationState, SystemReason, Verb
 from modelyard.process.crash_points import crash_point
@@ -83,23 +81,11 @@ class Drains:
         for operation in active:
             await self._retries.end(operation, error, OperationState.FAILED)
         crash_point("dispatcher.drain.after_operations")
-        await self._terminate(host, await self._store.time())
-
-    async def _terminate(self, host: HostRecord, now: datetime) -> None:
-        """Put a TERMINATE in front of the line of each job that is still live and has none.
-
-        It ends only the container that the job has now: the job may have come elsewhere since it
-        was read. If it is cancelled or fails, the job gets another one.
-        """
-        on_host = [one.job_id for one in await self._store.jobs.on_host(host.host_id)]
-        for line in (await self._store.jobs.lines(on_host)).lines:
-            job = line.job
-            asked = any(
-                one.verb is Verb.TERMINATE and one.source == "system" for one in line.operations
-            )
-            if asked or not job.state.live or job.host_id != host.host_id:
-                continue
-            key = f"drained/{host.host_id}/{job.generation}/{job.container_id}/{period(now)}"
-            end = system_operation(job, Verb.TERMINATE, key, SystemReason.DRAIN)
-            await record_in_front(self._store, [end])
-            self._scheduler.wake([job.job_id])
+        for job in await self._store.jobs.on_host(host.host_id):
+            if job.state.live:
+                # Each container gets one TERMINATE at most. It ends no other one: the job may have
+                # come elsewhere since it was read.
+                key = f"drained/{host.host_id}/{job.generation}/{job.container_id}"
+                end = system_operation(job, Verb.TERMINATE, key, SystemReason.DRAIN)
+                await record_in_front(self._store, [end])
+                self._scheduler.wake([job.job_id])
