@@ -33,7 +33,7 @@ TEMP = (
 CREATE = ("list_own", "image", "ensure_network", "create", "inspect")
 TERMINATE = ("list_own", "remove")
 
-_RULES = PlanRules(host_id="bare")
+_HOST_ID = "bare"
 _NOT_FOUND = 404
 
 
@@ -43,12 +43,18 @@ class BareContainer:
 
     docker: aiodocker.Docker
     job_id: str
+    network: str
     name: str
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, docker: aiodocker.Docker, job_id: str, model: ModelSpec) -> BareContainer:
-        """Plan the container that a worker would create for a TEMP of this job."""
+    def of(
+        cls, docker: aiodocker.Docker, network: str, job_id: str, model: ModelSpec
+    ) -> BareContainer:
+        """Plan the container that a worker would create for a TEMP of this job.
+
+        The network must exist.
+        """
         command = HostCommand(
             operation_id="00000000-0000-7000-8000-000000000000",
             epoch=1,
@@ -58,8 +64,8 @@ class BareContainer:
             model=model,
             timeout_s=60.0,
         )
-        plan = plan_container(command, None, _RULES)
-        return cls(docker, job_id, plan.name, engine_config(plan))
+        plan = plan_container(command, None, PlanRules(host_id=_HOST_ID, network=network))
+        return cls(docker, job_id, network, plan.name, engine_config(plan))
 
     async def run(self, steps: Sequence[str]) -> None:
         """Make the calls of these steps, one after the other."""
@@ -67,7 +73,7 @@ class BareContainer:
             await getattr(self, f"_{step}")()
 
     async def _list_own(self) -> None:
-        labels = [f"{HOST}={_RULES.host_id}", f"{JOB}={self.job_id}"]
+        labels = [f"{HOST}={_HOST_ID}", f"{JOB}={self.job_id}"]
         filters = json.dumps({"label": labels})
         for one in await self.docker.containers.list(all=True, filters=filters):
             await one.show()
@@ -83,7 +89,7 @@ class BareContainer:
         await self.docker.images.inspect(self.config["Image"])
 
     async def _ensure_network(self) -> None:
-        await self.docker.networks.list(filters={"name": _RULES.network})
+        await self.docker.networks.list(filters={"name": self.network})
 
     async def _create(self) -> None:
         await self.docker.containers.create(self.config, name=self.name)

@@ -113,12 +113,16 @@ class Rounds:
         await self._client.wait(await self._client.terminate(job_id), _WAIT_S)
 
     async def _bare_temp(self, job_id: str) -> None:
-        await BareContainer.of(self._docker, job_id, BATCH_MODEL).run(TEMP)
+        await self._bare(job_id, BATCH_MODEL).run(TEMP)
 
     async def _bare_create_and_terminate(self, job_id: str) -> None:
-        container = BareContainer.of(self._docker, job_id, SERVER_MODEL)
+        container = self._bare(job_id, SERVER_MODEL)
         await container.run(CREATE)
         await container.run(TERMINATE)
+
+    def _bare(self, job_id: str, model: ModelSpec) -> BareContainer:
+        # The worker has made its network by then: Modelyard has the first turn.
+        return BareContainer.of(self._docker, self._stack.network, job_id, model)
 
 
 async def seconds_of(work: Callable[[str], Awaitable[None]], pieces: int) -> float:

@@ -169,7 +169,7 @@ class Services:
         }
         if host.tag:
             settings["MODELYARD_WORKER_CONTAINER_PREFIX"] = f"modelyard.{host.tag}"
-            settings["MODELYARD_WORKER_NETWORK"] = network_of(host.tag)
+        settings["MODELYARD_WORKER_NETWORK"] = network_of(host.tag)
         return settings
 
     def _metrics_addresses(self) -> dict[str, str]:
@@ -233,8 +233,8 @@ def url_on(port: int, host: str = LOOPBACK) -> str:
 
 
 def network_of(tag: str) -> str:
-    """Return the Docker network of the jobs of a stack whose engine others use too."""
-    return f"modelyard-{tag}"
+    """Return the Docker network of a stack's jobs; `tag` is empty on an engine of its own."""
+    return f"modelyard-{tag}" if tag else "modelyard"
 
 
 def _metrics_variable(service: str) -> str:

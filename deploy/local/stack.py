@@ -106,6 +106,11 @@ class LocalStack:
         return self._host_id or (f"{usual}-{tag}" if tag not in {"", usual} else usual)
 
     @property
+    def network(self) -> str:
+        """The Docker network of the jobs of the stack's host."""
+        return network_of(self._engine_tag)
+
+    @property
     def state(self) -> State:
         """What a later command has to know of this stack."""
         return State(
@@ -221,7 +226,7 @@ class LocalStack:
         if engine_api.version(docker_host):
             engine_api.remove_containers(docker_host, f"modelyard.host={self.host_id}")
             if self._engine_tag:
-                engine_api.remove_network(docker_host, network_of(self._engine_tag))
+                engine_api.remove_network(docker_host, self.network)
 
     def _forget_data(self) -> None:
         """Remove the data of this run, or of an earlier run that was killed."""
