@@ -13,7 +13,7 @@ from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import record_in_front, system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.states import Admission, OperationState, SystemReason, Verb
+from modelyard.contract.states import OperationState, SystemReason, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import HostRecord
@@ -43,12 +43,8 @@ class Drains:
 
         Raises `StoreUnavailableError`.
         """
-        hosts = await self._store.hosts.all()
-        draining = [
-            host
-            for host in hosts
-            if host.admission is Admission.DRAINING and host.drain and not host.drain.done
-        ]
+        hosts = await self._store.hosts.draining()
+        draining = [host for host in hosts if host.drain and not host.drain.done]
         if not draining:
             return
         overdue = set(await self._store.hosts.past_drain_deadline())

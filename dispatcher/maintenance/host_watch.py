@@ -90,7 +90,7 @@ class HostWatch:
             return False
 
     async def _wake_for_changed_hosts(self) -> None:
-        seen = {one.host_id: (one.liveness, one.admission) for one in await self._store.hosts.all()}
+        seen = await self._store.hosts.standings()
         changed = [host_id for host_id, now in seen.items() if self._seen.get(host_id) != now]
         self._seen = seen
         # Heartbeats and gateways write these without marking the host in memory.

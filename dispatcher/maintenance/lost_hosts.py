@@ -112,8 +112,7 @@ class LostHosts:
 
     async def take_away(self) -> None:
         """Take away all jobs, operations and reservations that LOST hosts still have."""
-        hosts = await self._store.hosts.all()
-        lost = [host for host in hosts if host.liveness is Liveness.LOST]
+        lost = await self._store.hosts.lost()
         self.boots = frozenset((host.host_id, host.incarnation or "") for host in lost)
         for host in lost:
             await self._take_away(host)

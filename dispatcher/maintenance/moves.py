@@ -81,13 +81,15 @@ class Relocations:
 
     async def go_on(self) -> None:
         """Continue all moves and begin those that are due; raises `StoreUnavailableError`."""
+        moving = await self._store.jobs.moving(limit=LIMIT)
+        if not moving and not any(map(_is_cleared, await self._store.hosts.draining())):
+            return
         hosts = await self._store.hosts.all()
-        for job in await self._store.jobs.moving(limit=LIMIT):
+        for job in moving:
             if job.move is not None:
                 await self._step(job, job.move, hosts)
         for host in hosts:
-            drained = host.admission is Admission.DRAINING and host.drain and host.drain.move
-            if drained and host.liveness is Liveness.ONLINE:
+            if _is_cleared(host) and host.liveness is Liveness.ONLINE:
                 await self._begin_all(host, hosts)
 
     async def _begin_all(self, host: HostRecord, hosts: Sequence[HostRecord]) -> None:
@@ -242,6 +244,11 @@ class Relocations:
             return
         await tell_to_cancel(self._control, [leg], "stale")
         await self._retries.end(leg, error, OperationState.CANCELLED)
+
+
+def _is_cleared(host: HostRecord) -> bool:
+    """Tell whether the jobs of a host are to move elsewhere."""
+    return host.admission is Admission.DRAINING and host.drain is not None and host.drain.move
 
 
 def _is_unwanted(job: JobRecord, move: RelocationRecord, there: HostRecord | None) -> bool:

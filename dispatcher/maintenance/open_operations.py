@@ -75,7 +75,8 @@ class OpenOperations:
         )
         if not open_ones:
             return
-        hosts = {host.host_id: host for host in await self._store.hosts.all()}
+        given_to = sorted({one.host_id for one in open_ones if one.host_id})
+        hosts = {host.host_id: host for host in await self._store.hosts.all(given_to)}
         again = []
         for operation in open_ones:
             host = hosts.get(operation.host_id or "")

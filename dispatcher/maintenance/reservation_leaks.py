@@ -15,7 +15,7 @@ from dispatcher.scheduling.system_operations import period, record_in_front, sys
 from modelyard.contract.states import JobState, SystemReason, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.records import HostRecord, JobRecord, Reservation
+from modelyard.store.records import JobRecord, Reservation
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +23,8 @@ LEAK_GRACE_S = 10.0
 """Seconds for which a reservation must look leaked: a running scheduling pass looks the same."""
 
 
-Found = tuple[HostRecord, Reservation]
+Found = tuple[str, Reservation]
+"""What is reserved, and on which host."""
 
 
 class _Overdue:
@@ -51,20 +52,19 @@ class ReservationLeaks:
 
     async def free(self) -> None:
         """Free what has looked leaked for `LEAK_GRACE_S`; raises `StoreUnavailableError`."""
-        hosts = await self._store.hosts.all()
-        held = [(host, one) for host in hosts for one in host.reservations]
-        jobs = await self._store.jobs.get_many([one.job_id for _, one in held])
+        held = await self._store.hosts.reservations()
+        jobs = await self._store.jobs.without_specs([one.job_id for _, one in held])
         await self._unload(held, jobs)
         idle = await self._idle(jobs.values())
         leaks = {
-            (host.host_id, one.token + one.job_id): (host, one)
-            for host, one in held
-            if _is_leaked(host, one, jobs.get(one.job_id), idle)
+            (host_id, one.token + one.job_id): (host_id, one)
+            for host_id, one in held
+            if _is_leaked(host_id, one, jobs.get(one.job_id), idle)
         }
-        for host, one in self._leaks_seen.overdue(leaks):
+        for host_id, one in self._leaks_seen.overdue(leaks):
             log.warning(
                 "reservation.leaked",
-                host_id=host.host_id,
+                host_id=host_id,
                 job_id=one.job_id,
                 generation=one.generation,
             )
@@ -72,17 +72,15 @@ class ReservationLeaks:
             if job is not None and not await self._take_back(job, one, idle):
                 continue
             crash_point("dispatcher.sweep.after_take_back")
-            if job is not None and job.state.live and job.host_id == host.host_id:
+            if job is not None and job.state.live and job.host_id == host_id:
                 # It was to get another container on its host, and has the old one: that holds it.
-                await self._store.hosts.bind_back(host.host_id, job)
+                await self._store.hosts.bind_back(host_id, job)
                 self._scheduler.wake([job.job_id])
                 continue
-            await self._store.hosts.release({host.host_id: [(one.job_id, one.generation)]})
+            await self._store.hosts.release({host_id: [(one.job_id, one.generation)]})
             self._scheduler.wake_waiting()
 
-    async def _unload(
-        self, held: Iterable[tuple[HostRecord, Reservation]], jobs: Mapping[str, JobRecord]
-    ) -> None:
+    async def _unload(self, held: Iterable[Found], jobs: Mapping[str, JobRecord]) -> None:
         """Put an UNLOAD before jobs that hold memory for a model which is neither in it nor loaded.
 
         Its report frees the memory, and its assignment makes that of a dispatcher lose which was
@@ -90,8 +88,8 @@ class ReservationLeaks:
         be the next LOAD, or end the job.
         """
         unused = {
-            (host.host_id, one.token + one.job_id): (host, one)
-            for host, one in held
+            (host_id, one.token + one.job_id): (host_id, one)
+            for host_id, one in held
             if one.resident is not None
             and (job := jobs.get(one.job_id)) is not None
             and (job.state, job.generation) == (JobState.CREATED, one.generation)
@@ -145,7 +143,7 @@ class ReservationLeaks:
         return {job.job_id for job in resting} - await self._at_work(resting)
 
 
-def _is_leaked(host: HostRecord, held: Reservation, job: JobRecord | None, idle: set[str]) -> bool:
+def _is_leaked(host_id: str, held: Reservation, job: JobRecord | None, idle: set[str]) -> bool:
     if job is None or job.job_id in idle:
         return True
-    return not job.owns(host.host_id, held.generation)
+    return not job.owns(host_id, held.generation)

@@ -17,6 +17,7 @@ from modelyard.store.records import (
     Document,
     HostRecord,
     JobRecord,
+    Reservation,
     reservations_of,
 )
 
@@ -41,6 +42,39 @@ class Hosts:
         async with self._connection.answering():
             found = await self._collection.find(criteria).sort("_id", 1).limit(most).to_list(None)
         return [HostRecord.model_validate(document) for document in found]
+
+    async def lost(self) -> list[HostRecord]:
+        """Return the hosts that are LOST."""
+        return await self._having({"liveness": Liveness.LOST})
+
+    async def draining(self) -> list[HostRecord]:
+        """Return the hosts that are DRAINING, whether they are empty by now or not."""
+        return await self._having({"admission": Admission.DRAINING})
+
+    async def _having(self, criteria: Document) -> list[HostRecord]:
+        async with self._connection.answering():
+            found = await self._collection.find(criteria).sort("_id", 1).to_list(None)
+        return [HostRecord.model_validate(document) for document in found]
+
+    async def standings(self) -> dict[str, tuple[Liveness, Admission]]:
+        """Return the liveness and admission of every host that ever came online."""
+        fields = {"liveness": 1, "admission": 1}
+        came: Document = {"liveness": {"$exists": True}}
+        async with self._connection.answering():
+            found = await self._collection.find(came, fields).to_list(None)
+        return {
+            one["_id"]: (Liveness(one["liveness"]), Admission(one["admission"])) for one in found
+        }
+
+    async def reservations(self) -> list[tuple[str, Reservation]]:
+        """Return all that is reserved, each with the id of its host."""
+        async with self._connection.answering():
+            found = await self._collection.find({}, {"reservations": 1}).to_list(None)
+        return [
+            (host["_id"], Reservation.model_validate(one))
+            for host in found
+            for one in host["reservations"]
+        ]
 
     async def page(self, *, after: str | None = None, limit: int) -> NamedPage[HostRecord]:
         """Return the next hosts by name. Raises `SlowQueryError` too."""

@@ -374,6 +374,15 @@ class Jobs:
             found = await self._collection.find({"_id": {"$in": list(job_ids)}}).to_list(None)
         return {job.job_id: job for job in jobs_of(found)}
 
+    async def without_specs(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+        """Return those of the jobs that exist, as if they had no spec and no dataset."""
+        left_out = {"spec": 0, "dataset_spec": 0}
+        async with self._connection.answering():
+            found = await self._collection.find({"_id": {"$in": list(job_ids)}}, left_out).to_list(
+                None
+            )
+        return {job.job_id: job for job in jobs_of(found)}
+
     async def assign(self, assignments: Sequence[Assignment], *, token: str) -> set[str]:
         """Make attempts the current ones of their jobs; return the jobs where that succeeded.
 

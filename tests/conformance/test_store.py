@@ -487,6 +487,15 @@ async def test_only_the_current_attempt_may_change_a_job(store: Store) -> None:
     assert (now.state, now.container_id, now.spec) == (JobState.CREATED, "c" * 64, SPEC)
 
 
+async def test_jobs_are_read_without_what_takes_longest_to_read(store: Store) -> None:
+    await store.jobs.ensure(["j", "k"])
+    await store.jobs.assign([Assignment("j", 0, ONE, 1, 1, "h", SPEC)], token="t")
+    wanted = ["j", "k", "nobody"]
+    found, whole = await store.jobs.without_specs(wanted), await store.jobs.get_many(wanted)
+    assert whole["j"].spec == SPEC
+    assert found == {"j": whole["j"].model_copy(update={"spec": None}), "k": whole["k"]}
+
+
 async def test_a_load_of_a_model_in_memory_changes_neither_when_nor_how_long_it_was_loaded(
     store: Store,
 ) -> None:

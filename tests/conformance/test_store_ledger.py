@@ -12,7 +12,7 @@ from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.capacity.local_content import MOST_NAMES, LocalContent
 from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline
-from modelyard.contract.states import Admission
+from modelyard.contract.states import Admission, Liveness
 from modelyard.store import Store
 from modelyard.store.records import MEASURED_AFTER_S, HostRecord, JobRecord
 from tests.fakes.mongodb import MemoryDatabase
@@ -413,3 +413,31 @@ async def test_what_came_to_nothing_is_bound_back_to_the_container_that_is_there
     assert await store.hosts.bind_back("h", job)
     (held,) = (await now(store)).reservations
     assert (held.generation, held.devices, held.millicpus) == (1, (A,), 100)
+
+
+async def test_hosts_are_found_by_how_they_are(store: Store) -> None:
+    facts = HostOnline(slots=1, capacity=CAPACITY, engine=EngineFacts(version="1", api_version="1"))
+    for host_id in ("b", "a", "lost"):
+        await store.hosts.come_online(host_id, "boot", facts)
+    await store.hosts.suspect_silent(after_s=-60)
+    await store.hosts.lose_silent(after_s=-60)
+    for host_id in ("b", "a"):
+        await store.hosts.come_online(host_id, "next", facts)
+    await store.hosts.drain("a", move=True, deadline_s=None)
+    lost, draining = await store.hosts.lost(), await store.hosts.draining()
+    assert lost == [await store.hosts.get("lost")]
+    assert draining == [await store.hosts.get("a")]
+    assert await store.hosts.standings() == {
+        "a": (Liveness.ONLINE, Admission.DRAINING),
+        "b": (Liveness.ONLINE, Admission.OPEN),
+        "lost": (Liveness.LOST, Admission.OPEN),
+    }
+
+
+async def test_all_reservations_are_read_without_their_hosts(store: Store) -> None:
+    host = await online(store)
+    assert await store.hosts.reservations() == []
+    assert await store.hosts.reserve(host, [asks("j1", memory=10, a=20), asks("j2")], token="t")
+    reserved = await store.hosts.reservations()
+    assert reserved == [("h", one) for one in (await now(store)).reservations]
+    assert [one.job_id for _, one in reserved] == ["j1", "j2"]

@@ -12,15 +12,18 @@ moment, but is asked for nothing.
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import httpx2
 import pytest
 
+from dispatcher.settings import DispatcherSettings
 from gateway.app import create_app
 from modelyard.contract.states import Verb
 from modelyard.store.connection import ASK_TIME_EVERY_S
+from modelyard.store.hosts import Hosts
+from modelyard.store.records import HostRecord
 from tests.fakes.broker_links import Call
 from tests.statemachine.loop import VirtualLoop
 from tests.statemachine.virtual import virtual_machine
@@ -65,6 +68,8 @@ TRIES = 5
 """How often each thing is counted. Every single one counts."""
 AFTER_S = 0.1
 """Seconds until all that comes after an answer is done."""
+SWEEP_S: float = DispatcherSettings.model_fields["dispatcher_sweep_interval_s"].default
+SWEEPS = 5
 NO_JITTER = Jitter(1.0, 0.0)
 
 Calls = Counter[Call]
@@ -244,3 +249,21 @@ def test_a_container_is_created_and_removed_with_few_calls(pause_s: float) -> No
     calls = calls_for(lambda fleet, n: fleet.create_and_remove(f"c{n}"), pause_s=pause_s)
     calls[Call.READ] -= TRIES * READS_OF_THE_CATALOG[pause_s]
     assert calls == each_time(OF_A_CONTAINER)
+
+
+def test_a_round_of_the_sweep_reads_all_that_is_known_of_all_hosts_once(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_all, whole_fleets = Hosts.all, []
+
+    async def noted(
+        hosts: Hosts, host_ids: Sequence[str] | None = None, *, most: int = 0
+    ) -> list[HostRecord]:
+        if host_ids is None:
+            whole_fleets.append(most)
+        return await read_all(hosts, host_ids, most=most)
+
+    monkeypatch.setattr(Hosts, "all", noted)
+    fleet.wait(SWEEPS * SWEEP_S)
+    # For its memory of them. Each repair by itself would take 30 ms for 2,000 hosts.
+    assert len(whole_fleets) <= SWEEPS
