@@ -11,12 +11,12 @@ from dispatcher.events import EventLog, host_event
 from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
-from dispatcher.scheduling.system_operations import record_in_front, system_operation
+from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, SystemReason, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.records import HostRecord
+from modelyard.store.records import HostRecord, JobRecord, NewOperation, OperationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -79,9 +79,31 @@ class Drains:
         crash_point("dispatcher.drain.after_operations")
         for job in await self._store.jobs.on_host(host.host_id):
             if job.state.live:
-                # Each container gets one TERMINATE at most. It ends no other one: the job may have
-                # come elsewhere since it was read.
-                key = f"drained/{host.host_id}/{job.generation}/{job.container_id}"
-                end = system_operation(job, Verb.TERMINATE, key, SystemReason.DRAIN)
-                await record_in_front(self._store, [end])
+                await record_in_front(self._store, await self._terminate(host, job))
                 self._scheduler.wake([job.job_id])
+
+    async def _terminate(self, host: HostRecord, job: JobRecord) -> list[NewOperation]:
+        """Return the TERMINATE of a job's container, which the record may have already.
+
+        If that one was cancelled or has failed, another one, unless there is one in line. It ends
+        no other container: the job may have come elsewhere since it was read.
+        """
+        key = f"drained/{host.host_id}/{job.generation}/{job.container_id}"
+        end = system_operation(job, Verb.TERMINATE, key, SystemReason.DRAIN)
+        earlier = await self._store.operation_queries.get(end.operation_id)
+        if earlier is None or not _came_to_nothing(earlier):
+            return [end]
+        for line in (await self._store.jobs.lines([job.job_id])).lines:
+            if not any(_is_like(end, one) for one in line.operations):
+                key = f"{key}/{period(await self._store.time())}"
+                return [system_operation(job, Verb.TERMINATE, key, SystemReason.DRAIN)]
+        return []
+
+
+def _came_to_nothing(operation: OperationRecord) -> bool:
+    return operation.state.terminal and operation.state is not OperationState.SUCCEEDED
+
+
+def _is_like(wanted: NewOperation, one: OperationRecord) -> bool:
+    ours = (wanted.source, wanted.verb, wanted.wanted_container_id)
+    return (one.source, one.verb, one.wanted_container_id) == ours
