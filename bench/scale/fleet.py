@@ -17,6 +17,7 @@ from bench.scale.host import run_host
 from bench.scale.shared_broker import SharedBroker
 from deploy.local.errors import StackError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
+from modelyard.process.garbage import collect_rarely
 from modelyard.process.logging import setup_logging
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.journal import AttemptJournal
@@ -115,3 +116,4 @@ async def _run(plan: FleetPlan, gauges: Gauges) -> None:
                 tasks.create_task(run_host(broker, server, journal, host_id, slots=slots))
                 # Spreads the heartbeats evenly over their interval.
                 await asyncio.sleep(HEARTBEAT_INTERVAL_S / plan.hosts)
+            collect_rarely()  # as each worker does

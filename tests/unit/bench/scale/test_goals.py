@@ -8,7 +8,7 @@ from bench.scale.goals import (
     rows_of_takeovers,
     rows_of_waiting,
 )
-from bench.scale.measure import Measurement, Paced, Takeover
+from bench.scale.measure import PACE_PER_S, Measurement, Paced, Takeover
 from bench.scale.stack import ACTIVE
 
 IDLE = {10: {ACTIVE: 0.01}, 200: {ACTIVE: 0.03}, 2_000: {ACTIVE: 0.2}}
@@ -25,7 +25,7 @@ def goals_in(rows: list[Row]) -> dict[str, tuple[str, bool | None]]:
 
 
 def at_same_rate(
-    *, cpu_ms: float, less_idle: float = 1.0, per_s: float = 150.0, sent: float = 150.0
+    *, cpu_ms: float, less_idle: float = 1.0, per_s: float = PACE_PER_S, sent: float = PACE_PER_S
 ) -> Paced:
     return Paced(sent, per_s, {ACTIVE: cpu_ms}, {ACTIVE: less_idle})
 
@@ -50,12 +50,12 @@ def test_the_goal_is_held_against_all_that_an_operation_costs_at_the_same_rate()
 
 
 def test_a_fleet_that_is_not_at_the_rate_does_not_meet_the_goal() -> None:
-    paced = {10: at_same_rate(cpu_ms=2.0), 2_000: at_same_rate(cpu_ms=2.0, per_s=120.0)}
+    paced = {10: at_same_rate(cpu_ms=2.0), 2_000: at_same_rate(cpu_ms=2.0, per_s=60.0)}
 
     [held, _] = rows_of_costs(paced, {})
 
     assert (held.reached, held.met) == ("1.00x at 2,000; not at this rate: 2,000", False)
-    assert rows_at_same_rate(paced)[1].reached.endswith("150/s sent, 120/s ended")
+    assert rows_at_same_rate(paced)[1].reached.endswith(f"{PACE_PER_S:.0f}/s sent, 60/s ended")
 
 
 def test_a_smallest_fleet_that_costs_nothing_is_not_comparable() -> None:
@@ -70,13 +70,13 @@ def test_a_smallest_fleet_that_costs_nothing_is_not_comparable() -> None:
 
 
 def test_the_load_that_could_not_send_at_the_rate_is_named_with_what_it_sent() -> None:
-    paced = {10: at_same_rate(cpu_ms=2.0), 200: at_same_rate(cpu_ms=2.0, sent=110.0, per_s=110.0)}
+    paced = {10: at_same_rate(cpu_ms=2.0), 200: at_same_rate(cpu_ms=2.0, sent=55.0, per_s=55.0)}
 
     [held, _] = rows_of_costs(paced, {})
 
     assert held.reached.endswith("not at this rate: 200")
-    assert rows_at_same_rate(paced)[1].name == "200 hosts at 150/s"
-    assert rows_at_same_rate(paced)[1].reached.endswith("110/s sent, 110/s ended")
+    assert rows_at_same_rate(paced)[1].name == f"200 hosts at {PACE_PER_S:.0f}/s"
+    assert rows_at_same_rate(paced)[1].reached.endswith("55/s sent, 55/s ended")
 
 
 def test_one_fleet_alone_reaches_no_goal() -> None:

@@ -16,7 +16,6 @@ def test_the_idle_cost_of_the_same_seconds_is_taken_off() -> None:
     assert found.cpu_ms == {"dispatcher": 2.0, "load": 0.1}
     assert found.cpu_ms_less_idle == {"dispatcher": 1.0, "load": 0.1}
     assert found.submitted_per_s == 149.0
-    assert found.at_rate
 
 
 @pytest.mark.parametrize(
