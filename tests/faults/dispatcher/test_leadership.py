@@ -7,13 +7,15 @@ import pytest
 
 from dispatcher.leadership import LEADER_LEASE_S
 from tests.faults.harness.checked_fleet import CheckedFleet, lasts, points
-from tests.faults.harness.leading import TAKEN_OVER_S, is_said, leading
+from tests.faults.harness.leading import TAKEN_OVER_S, is_said, leading, lease_end
 from tests.faults.harness.load import Mix
 from tests.faults.harness.proxied_fleet import ProxiedFleet
 from tests.faults.table import LEADERSHIP
 from tests.support.servers.proxy import Fault
 
 LEASE_POINTS = points("dispatcher.lease")
+FIRST_COMMAND_S = 5.0
+"""Seconds after the end of a dead leader's lease within which the next one sends commands."""
 LONG_S = 2 * LEADER_LEASE_S
 """Longer than the lease."""
 WITHOUT_BROKER_S = 50.0
@@ -28,13 +30,17 @@ async def test_a_leader_that_is_killed_is_replaced_within_seconds(fleet: Checked
     before = await leading(fleet)
     began = time.monotonic()
     await fleet.kill(before.name)
+    ends_at = await lease_end(fleet)
+    waits = await fleet.submit("TEMP", fleet.job_id(), model="load-http", input={})
     now = await leading(fleet, after=before.term)
     assert now.name != before.name
     assert time.monotonic() - began < TAKEN_OVER_S
     await fleet.launch(before.name)
     ids = await loading
     await fleet.holds()
-    await fleet.succeeded(ids)
+    await fleet.succeeded([*ids, waits])
+    (first,) = await fleet.database.all("operations", {"_id": waits})
+    assert 0 < (first["dispatched_at"] - ends_at).total_seconds() <= FIRST_COMMAND_S
 
 
 async def test_a_leader_that_is_stopped_is_replaced_at_once(fleet: CheckedFleet) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass
+from datetime import datetime
 
 from dispatcher.leadership import LEADER_LEASE_S, POLL_S
 from modelyard.store.leases import DISPATCHER
@@ -33,6 +34,13 @@ async def leading(
         return Leading(names[-1], term) if names else None
 
     return await eventually(found, within_s=within_s, what=f"a term after {after}")
+
+
+async def lease_end(fleet: CheckedFleet) -> datetime:
+    """Return when the lease of whoever leads, or has led last, ends by the database's clock."""
+    (lease,) = await fleet.database.all("leases", {"_id": DISPATCHER})
+    ends_at: datetime = lease["expires_at"]
+    return ends_at
 
 
 async def is_said(fleet: CheckedFleet, who: Leading, event: str, *, within_s: float = 20) -> None:
