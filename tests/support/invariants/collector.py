@@ -50,7 +50,7 @@ class Collector:
         self.runs: list[Run] = []
         self.lines = 0
         self._server: asyncio.Server | None = None
-        self._streams: set[asyncio.StreamWriter] = set()
+        self._streams: dict[asyncio.Task[object] | None, asyncio.StreamWriter] = {}
 
     @property
     def address(self) -> str:
@@ -69,8 +69,12 @@ class Collector:
     ) -> None:
         if self._server is not None:
             self._server.close()
-        for stream in tuple(self._streams):
+        serving = dict(self._streams)
+        for stream in serving.values():
             stream.transport.abort()
+        # One that is cancelled at the end of its loop prints a traceback.
+        if tasks := [task for task in serving if task is not None]:
+            await asyncio.wait(tasks)
 
     def of(self, tag: str) -> list[Run]:
         """Return the runs of one operation, in the order in which they began."""
@@ -85,7 +89,8 @@ class Collector:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         teller = _Teller(self.runs)
-        self._streams.add(writer)
+        task = asyncio.current_task()
+        self._streams[task] = writer
         try:
             while line := await reader.readline():
                 self.lines += 1
@@ -94,7 +99,7 @@ class Collector:
             pass  # a container that was killed within a line
         finally:
             teller.gone(time.monotonic())
-            self._streams.discard(writer)
+            del self._streams[task]
             with contextlib.suppress(OSError):
                 writer.close()
 
