@@ -38,22 +38,20 @@ class Hosts:
 
         With `most` no more than the first so many.
         """
-        criteria = {} if host_ids is None else {"_id": {"$in": list(host_ids)}}
-        async with self._connection.answering():
-            found = await self._collection.find(criteria).sort("_id", 1).limit(most).to_list(None)
-        return [HostRecord.model_validate(document) for document in found]
+        criteria: Document = {} if host_ids is None else {"_id": {"$in": list(host_ids)}}
+        return await self._find(criteria, most=most)
 
     async def lost(self) -> list[HostRecord]:
         """Return the hosts that are LOST."""
-        return await self._having({"liveness": Liveness.LOST})
+        return await self._find({"liveness": Liveness.LOST})
 
     async def draining(self) -> list[HostRecord]:
         """Return the hosts that are DRAINING, whether they are empty by now or not."""
-        return await self._having({"admission": Admission.DRAINING})
+        return await self._find({"admission": Admission.DRAINING})
 
-    async def _having(self, criteria: Document) -> list[HostRecord]:
+    async def _find(self, criteria: Document, *, most: int = 0) -> list[HostRecord]:
         async with self._connection.answering():
-            found = await self._collection.find(criteria).sort("_id", 1).to_list(None)
+            found = await self._collection.find(criteria).sort("_id", 1).limit(most).to_list(None)
         return [HostRecord.model_validate(document) for document in found]
 
     async def standings(self) -> dict[str, tuple[Liveness, Admission]]:
