@@ -480,7 +480,7 @@ class FreedDevices(Record):
     at: datetime
     """By the database's clock."""
     counted: bool
-    """False if the job held nothing yet when the last measurement came."""
+    """False if the job held nothing yet when the last measurement before `at` came."""
 
 
 class DrainRecord(Record):
@@ -578,7 +578,8 @@ class HostRecord(Record):
         if self.measured_at is None:
             return True
         before_s = (self.measured_at - freed.at).total_seconds()
-        return before_s <= MEASURED_AFTER_S if before_s >= 0 else freed.counted
+        # The clock counts milliseconds: at the same time nobody knows which came first.
+        return before_s <= MEASURED_AFTER_S if before_s > 0 else freed.counted
 
     @cached_property
     def foreign_on_devices(self) -> Counter[str]:

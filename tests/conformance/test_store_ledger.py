@@ -27,10 +27,14 @@ CAPACITY = HostCapacity(
 )
 
 
-@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
+CLOCKS = {"memory": time.monotonic, "within a millisecond": lambda: 1.0}
+"""Of databases in memory; by the second, all of a test happens at one time."""
+
+
+@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), *CLOCKS])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    if request.param == "memory":
-        made: Store = MemoryStore(MemoryDatabase(time.monotonic))
+    if clock := CLOCKS.get(request.param):
+        made: Store = MemoryStore(MemoryDatabase(clock))
     else:
         made = Store(request.getfixturevalue("mongo_url"), name="test", timeout_s=10.0)
     yield made
