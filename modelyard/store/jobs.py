@@ -30,6 +30,9 @@ GENERATION_FLOOR = "generations"
 """The counter of the highest generation that a deleted job had."""
 LINE_HEAD = 160
 """Operations of one job that the scheduler reads in one pass: more than may run together."""
+LINES_AT_ONCE = 32
+"""Jobs whose lines are read at once: more would be in memory twice for a while, and Python does
+not give that memory back."""
 HEADS_AT_ONCE = 1_600
 """Operations that are read at once to say what others wait for, about."""
 SHORTEST_HEAD = 8
@@ -249,8 +252,15 @@ class Jobs:
         before gave a job older than its operations in up to 1 of 2,500 reads; reading it only after
         gave a newer job.
         """
-        if not job_ids:
-            return JobLines((), frozenset())
+        lines: list[JobLine] = []
+        moved: set[str] = set()
+        for start in range(0, len(job_ids), LINES_AT_ONCE):
+            read = await self._lines(job_ids[start : start + LINES_AT_ONCE])
+            lines += read.lines
+            moved |= read.moved
+        return JobLines(tuple(lines), frozenset(moved))
+
+    async def _lines(self, job_ids: Sequence[str]) -> JobLines:
         pipeline: list[Document] = [
             {"$match": {"_id": {"$in": list(job_ids)}}},
             {

@@ -60,6 +60,10 @@ class Record(BaseModel):
         frozen=True, extra="ignore", populate_by_name=True, protected_namespaces=()
     )
 
+    def model_post_init(self, _context: object, /) -> None:
+        """Forget which fields were given: nobody asks, and that is half of a record's memory."""
+        self.__pydantic_fields_set__.clear()
+
 
 def error_document(error: ErrorInfo | None) -> Document | None:
     """Return an error as it is stored: its detail is any JSON, and not all of that is BSON."""

@@ -684,6 +684,22 @@ async def test_an_operation_may_go_before_all_those_of_clients(store: Store) -> 
     assert [one.line for one in line.operations] == [lines["c"], 1, 2]
 
 
+async def test_lines_of_more_jobs_than_are_read_at_once_are_all_returned(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelyard.store.jobs.LINES_AT_ONCE", 2)
+    jobs = [f"j-{number}" for number in range(5)]
+    await store.jobs.ensure(jobs)
+    await store.operations.take_in([(new(job, job_id=job), 1) for job in jobs])
+    read = await store.jobs.lines([*jobs, "unknown"])
+    assert {line.job.job_id: line.operations[0].operation_id for line in read.lines} == {
+        job: job for job in jobs
+    }
+    assert len(read.lines) == 5
+    assert not read.moved
+    assert not (await store.jobs.lines([])).lines
+
+
 async def test_the_head_of_a_line_has_its_first_open_operations_in_order(store: Store) -> None:
     await store.jobs.ensure(["j", "without"])
     lines = {"a": 1, "b": 2, "c": 3 + FRONT_OF_LINE}

@@ -1,7 +1,9 @@
 """The jobs in memory: what is held, what drops it, what may not overwrite it, and how much."""
 
 import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,9 @@ from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import JobLine, JobRecord, NewOperation, OperationRecord
 from tests.fakes.broker_links import Call, Fate
 from tests.support.dispatcher.parts import HOST, INCARNATION, JOB, DispatcherParts, new_operation
+
+BYTES_OF_AN_OPERATION = 3_000
+"""At most, without its input: tens of thousands are in memory."""
 
 
 @pytest.fixture
@@ -532,6 +537,19 @@ async def test_of_one_job_only_so_many_operations_are_in_memory(
     parts.lines.remove(JOB, many[0].operation_id)
     parts.lines.append(queued(many[3]))  # the third is not in memory, so this one may not be
     assert held(parts.lines) == [many[1].operation_id]
+
+
+async def test_an_operation_in_memory_is_small(parts: DispatcherParts) -> None:
+    await parts.put_in_line(*(new_operation() for _ in range(LINE_HEAD)))
+    tracemalloc.start()
+    try:
+        await parts.lines.read([JOB])
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(held(parts.lines)) == LINE_HEAD
+    assert taken / LINE_HEAD < BYTES_OF_AN_OPERATION
 
 
 async def test_the_jobs_that_were_not_used_for_the_longest_time_are_dropped(
