@@ -22,7 +22,7 @@ from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
 MAX_OF_A_JOB = 1_000
 """Most operations of one job in memory; those behind them stay in the record alone."""
-MAX_OPERATIONS = 50_000
+MAX_OPERATIONS = 30_000
 MAX_JOBS = 20_000
 VERIFIED_AT_ONCE = 1_000
 MAX_INPUT_BYTES = 64 << 20
