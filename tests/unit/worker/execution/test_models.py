@@ -279,7 +279,8 @@ async def test_of_a_container_that_is_gone_nothing_is_remembered(by: str) -> Non
     assert (health.known, health.stopped, health.stop_causes) == (frozenset(), set(), {})
 
 
-async def test_a_server_at_another_port_gets_a_hint() -> None:
+async def test_a_server_at_another_port_gets_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.model_server.client.PROBE_S", 5.0)  # a refusal needs no time limit
     harness = VerbHarness(model(start_timeout_s=0.3))
     harness.server.moves_away = True
     ended = await harness.do(CREATE)
